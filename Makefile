@@ -1,0 +1,48 @@
+# One environment, made from the lock: everything below runs in .venv and nowhere else.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_OUTPUT ?= demo-output
+UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
+
+# Ray starts many Python processes: without cached bytecode each would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
+export RAY_USAGE_STATS_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format lock clean
+
+help:            ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: .venv/.installed  ## make .venv from requirements.lock
+
+.venv/.installed: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "recap-ray needs Python 3.11 or newer, $(PYTHON) is older: run 'make PYTHON=/path/to/python3.11'"; exit 2; }; \
+	  $(PYTHON) -m venv .venv; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)"
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install    ## caption rendered scenes offline, with and without alignment, and open the result
+	$(BIN)/recap-ray demo --output $(DEMO_OUTPUT)
+
+test: install lint  ## lint, then all tests
+	$(BIN)/python -m pytest
+
+lint: install    ## style, layers and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install    ## add what pyproject.toml asks for to requirements.lock, keeping the other pins
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --extra cpu --extra eval --extra dev pyproject.toml --output-file requirements.lock
+
+clean:           ## remove what make built
+	rm -rf .venv $(DEMO_OUTPUT) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The datastore of captions and their embeddings: FAISS shards, searched together."""

@@ -1,0 +1,76 @@
+"""Search over all shards of an index, and the exact merge of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recap_ray.caption_index.shard import IndexShard
+from recap_ray.errors import UserError
+from recap_ray.runs import read_json
+
+
+@dataclass(frozen=True)
+class IndexCard:
+    """What index.json says of an index: enough to check it before a vector is read."""
+
+    folder: Path
+    clip: str  # the identity of the CLIP that embedded the captions
+    dim: int
+    rows: int
+    shards: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, index: str) -> IndexCard:
+        """Reads `index.json`; raises UserError if the folder holds no finished index."""
+        folder = Path(index).expanduser().resolve()
+        content = read_json(folder / "index.json", f"--index {index} (build it with build-index)")
+        try:
+            named: dict[str, Any] = {name: content[name] for name in ("clip", "dim", "rows", "shards", "fingerprint")}
+        except KeyError as error:
+            raise UserError(f"--index {index}: index.json lacks {error}; build the index again") from None
+        return cls(folder, **named)
+
+
+class CaptionIndex:
+    """The opened index: finds the captions nearest to a vector by inner product."""
+
+    def __init__(self, shards: Sequence[IndexShard]):
+        self.shards = list(shards)
+
+    @classmethod
+    def open(cls, card: IndexCard) -> CaptionIndex:
+        """Opens every shard; raises UserError if one is missing, damaged or out of step."""
+        return cls([IndexShard.open(card.folder, number) for number in range(card.shards)])
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest captions of each query (n, d): scores (n, k) float32 falling, ids (n, k) int64.
+
+        Where the index holds fewer than k captions, the rest has the id -1.
+        """
+        found = [shard.vectors.search(np.ascontiguousarray(queries, np.float32), k) for shard in self.shards]
+        return merge_top_k([scores for scores, _ in found], [ids for _, ids in found], k)
+
+    def captions(self, ids: np.ndarray) -> list[list[str]]:
+        """The captions of ids (n, k), row by row; the id -1 has none."""
+        return [[self._caption(int(i)) for i in row if i >= 0] for row in ids]
+
+    def _caption(self, row_id: int) -> str:
+        shard = next(shard for shard in self.shards if shard.ids[0] <= row_id <= shard.ids[-1])
+        return shard.captions[int(np.searchsorted(shard.ids, row_id))].as_py()
+
+
+def merge_top_k(scores: Sequence[np.ndarray], ids: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of several results (n, k_i) for the same n queries: falling scores, among equals the lower id first.
+
+    Missing results (id -1) come last.
+    """
+    all_scores, all_ids = np.concatenate(scores, axis=1), np.concatenate(ids, axis=1)
+    all_scores = np.where(all_ids < 0, -np.inf, all_scores)
+    order = np.lexsort((all_ids, -all_scores), axis=1)[:, :k]
+    return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_ids, order, 1)

@@ -1,0 +1,72 @@
+"""One shard of the caption index: a FAISS file and a Parquet file of the same rows, both carrying the row ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recap_ray.errors import MissingExtra, UserError
+from recap_ray.parts import commit
+
+try:
+    import faiss
+except ImportError as error:  # faiss-cpu and faiss-gpu hold the same module
+    raise MissingExtra("faiss", "cpu", "the caption index") from error
+
+CAPTIONS_SCHEMA = pa.schema([("id", pa.int64()), ("caption", pa.string())])
+
+
+def captions_path(folder: Path, number: int) -> Path:
+    """Where the captions of a shard are."""
+    return folder / f"shard-{number:05d}.parquet"
+
+
+def vectors_path(folder: Path, number: int) -> Path:
+    """Where the embeddings of a shard are."""
+    return folder / f"shard-{number:05d}.faiss"
+
+
+def write_captions(folder: Path, number: int, first_id: int, captions: list[str]) -> None:
+    """Commits the captions of a shard, with ids rising from `first_id`."""
+    ids = pa.array(range(first_id, first_id + len(captions)), pa.int64())
+    table = pa.table([ids, pa.array(captions, pa.string())], schema=CAPTIONS_SCHEMA)
+    commit(captions_path(folder, number), lambda path: pq.write_table(table, path))
+
+
+def write_vectors(folder: Path, number: int, ids: np.ndarray, embeddings: np.ndarray) -> None:
+    """Commits the embeddings (n, d) float32 of a shard as a flat inner-product index with ids (n,) int64."""
+    index = faiss.IndexIDMap2(faiss.IndexFlatIP(embeddings.shape[1]))
+    index.add_with_ids(np.ascontiguousarray(embeddings, np.float32), np.ascontiguousarray(ids, np.int64))
+    commit(vectors_path(folder, number), lambda path: faiss.write_index(index, str(path)))
+
+
+@dataclass
+class IndexShard:
+    """An opened shard: `vectors` (FAISS, by id) and `captions`, whose ids agree."""
+
+    vectors: Any  # faiss.IndexIDMap2
+    ids: np.ndarray  # (n,) int64, rising
+    captions: pa.Array  # strings, in the order of ids
+
+    @classmethod
+    def open(cls, folder: Path, number: int) -> IndexShard:
+        """Reads both files; raises UserError if one is missing or damaged, or if they are not of the same rows."""
+        vectors_file, captions_file = vectors_path(folder, number), captions_path(folder, number)
+        try:
+            table = pq.read_table(captions_file, schema=CAPTIONS_SCHEMA).combine_chunks()
+            vectors: Any = faiss.read_index(str(vectors_file))
+            vector_ids = faiss.vector_to_array(vectors.id_map)
+        except Exception as error:  # FAISS raises RuntimeError, Arrow several kinds
+            raise UserError(f"--index {folder}: shard {number} could not be opened ({error}); build it again") from None
+        ids = table["id"].to_numpy()
+        if not np.array_equal(ids, vector_ids):
+            raise UserError(
+                f"--index {folder}: {vectors_file.name} and {captions_file.name} hold different rows "
+                f"({len(vector_ids)} and {len(ids)}); build the index again"
+            )
+        return cls(vectors, ids, table["caption"].combine_chunks())

@@ -1,0 +1,51 @@
+"""What a captioner is: pixels and keys in, the columns of the output rows out. It knows no files of images, no Ray."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from recap_ray.images import ImagePreparer
+from recap_ray.settings import CaptionSettings
+
+# Columns of schema.CAPTION_SCHEMA that a captioner fills, one entry an image. A captioner that retrieves nothing
+# gives empty lists of neighbours; an image without a caption has an `error`.
+COLUMNS = (
+    "caption",
+    "clip_score",
+    "aligned_clip_score",
+    "candidates",
+    "candidate_scores",
+    "neighbours",
+    "neighbour_ids",
+    "neighbour_scores",
+    "error",
+)
+
+
+class Captioner(ABC):
+    """A method of captioning: built and checked in the driver, sent to the actors, loaded there."""
+
+    @abstractmethod
+    def __init__(self, settings: CaptionSettings):
+        """Checks all settings and artifacts without loading weights; raises UserError."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes a caption, as JSON: models, artifacts, prompt, decoding."""
+
+    @property
+    @abstractmethod
+    def preparer(self) -> ImagePreparer:
+        """How pictures are resized for this captioner."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Loads the weights; called once in each actor."""
+
+    @abstractmethod
+    def caption(self, pixels: np.ndarray, keys: list[str]) -> dict[str, list[Any]]:
+        """The columns COLUMNS for uint8 pixels (n, height, width, 3) and their keys."""

@@ -1,0 +1,147 @@
+"""ReCap: embed the image, carry it into caption space, retrieve similar captions, let a language model write.
+
+Source: Paischer, Adler, Hofmarcher, Hochreiter, "Linear Alignment of Vision-language Models for Image Captioning",
+arXiv 2307.05591. The image itself never enters the language model; candidates are re-ranked by aligned cosine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recap_ray.alignment import LinearAlignment
+from recap_ray.caption_index.search import CaptionIndex, IndexCard
+from recap_ray.captioners.base import Captioner
+from recap_ray.errors import UserError
+from recap_ray.images import ImagePreparer
+from recap_ray.metrics.clip_score import CLIP_S_PREFIX, clip_score
+from recap_ray.models.clip import ClipCard, ClipEncoder
+from recap_ray.models.device import choose_device
+from recap_ray.models.language_model import LanguageModel, Sampling, language_model_identity
+from recap_ray.runs import file_digest, read_json
+from recap_ray.settings import CaptionSettings
+
+
+class ReCap(Captioner):
+    """embed -> align -> retrieve -> write -> re-rank and score."""
+
+    def __init__(self, settings: CaptionSettings):
+        self.settings = settings
+        self.clip_card = ClipCard.of(settings.clip)
+        self.language_model_identity = language_model_identity(settings.language_model)
+        self.index_card = check_index(settings.index, self.clip_card)
+        self.alignment, self.alignment_digest = load_alignment(settings.alignment, self.clip_card)
+        self.sampling = Sampling(
+            settings.candidates,
+            settings.temperature,
+            settings.top_k,
+            settings.top_p,
+            settings.max_new_tokens,
+            settings.seed,
+        )
+        if settings.neighbours > self.index_card.rows:
+            raise UserError(
+                f"--neighbours {settings.neighbours}: --index {settings.index} holds {self.index_card.rows} captions"
+            )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes a caption."""
+        return {
+            "method": "recap",
+            "clip": self.clip_card.identity,
+            "language_model": self.language_model_identity,
+            "alignment": self.alignment_digest,
+            "index": self.index_card.fingerprint,
+            "neighbours": self.settings.neighbours,
+            "prompt": self.settings.prompt,
+            "sampling": vars(self.sampling),
+        }
+
+    @property
+    def preparer(self) -> ImagePreparer:
+        """Pictures as the CLIP model was trained to see them."""
+        return ImagePreparer.from_preprocess_cfg(self.clip_card.preprocess)
+
+    def load(self) -> None:
+        """Loads CLIP, the language model and the index."""
+        device = choose_device(self.settings.device)
+        self.clip = ClipEncoder(self.clip_card, device)
+        self.language_model = LanguageModel(self.settings.language_model, device)
+        self.index = CaptionIndex.open(self.index_card)
+
+    def caption(self, pixels: np.ndarray, keys: list[str]) -> dict[str, list[Any]]:
+        """The output columns for a batch of pictures."""
+        images = self.clip.encode_images(pixels)
+        aligned = self.alignment(images)
+        neighbour_scores, neighbour_ids = self.index.search(aligned, self.settings.neighbours)
+        neighbours = self.index.captions(neighbour_ids)
+        prompts = [self.settings.prompt.replace("{neighbours}", " ".join(texts)) for texts in neighbours]
+        candidates = self.language_model.sample(prompts, keys, self.sampling)
+        scores, best = self._rank(candidates, aligned)
+        captions = [texts[i] for texts, i in zip(candidates, best)]
+        plain = self.clip.encode_texts([CLIP_S_PREFIX + caption for caption in captions])
+        written = [caption != "" for caption in captions]
+        return {
+            "caption": _where(written, captions),
+            "clip_score": _where(written, clip_score(images, plain).tolist()),
+            "aligned_clip_score": _where(written, scores[np.arange(len(best)), best].clip(min=0).tolist()),
+            "candidates": candidates,
+            "candidate_scores": scores.tolist(),
+            "neighbours": neighbours,
+            "neighbour_ids": neighbour_ids.tolist(),
+            "neighbour_scores": neighbour_scores.tolist(),
+            "error": [None if ok else "no_caption: every candidate was blank" for ok in written],
+        }
+
+    def _rank(self, candidates: list[list[str]], aligned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Aligned cosines (n, m) of each image's m candidates, and the best of those (n,) that are not blank."""
+        texts = [text for row in candidates for text in row]
+        embeddings = self.clip.encode_texts(texts).reshape(len(candidates), -1, self.clip_card.embed_dim)
+        scores = np.einsum("nmd,nd->nm", embeddings, aligned)
+        blank = np.array([[text == "" for text in row] for row in candidates])
+        return scores, np.where(blank, -np.inf, scores).argmax(1)
+
+
+def load_alignment(alignment: str | None, clip: ClipCard) -> tuple[LinearAlignment, str | None]:
+    """The map in a folder made by fit-alignment and its digest; no folder is the identity.
+
+    Raises UserError if the files are missing or damaged, or of another CLIP or dimension.
+    """
+    if alignment is None:
+        return LinearAlignment.identity(clip.embed_dim), None
+    folder = Path(alignment).expanduser()
+    card = read_json(folder / "alignment.json", f"--alignment {alignment} (make it with fit-alignment)")
+    if card.get("clip") != clip.identity:
+        raise UserError(
+            f"--alignment {alignment} was fitted for the CLIP {card.get('clip')}, but --clip is {clip.identity}: "
+            "use the same --clip, or fit again"
+        )
+    weights = folder / "alignment.safetensors"
+    if not weights.is_file():
+        raise UserError(f"--alignment {alignment}: {weights} does not exist; make it with fit-alignment")
+    fitted = LinearAlignment.from_bytes(weights.read_bytes())
+    if fitted.dim != clip.embed_dim:
+        raise UserError(
+            f"--alignment {alignment} maps {fitted.dim} dimensions, but the CLIP {clip.identity} has {clip.embed_dim}"
+        )
+    return fitted, file_digest(weights)
+
+
+def check_index(index: str, clip: ClipCard) -> IndexCard:
+    """The card of an index folder; raises UserError if it is missing or of another CLIP or dimension."""
+    card = IndexCard.of(index)
+    if card.clip != clip.identity:
+        raise UserError(
+            f"--index {index} was built with the CLIP {card.clip}, but --clip is {clip.identity}: "
+            "use the same --clip, or build the index again"
+        )
+    if card.dim != clip.embed_dim:
+        raise UserError(f"--index {index} has {card.dim} dimensions, but the CLIP {clip.identity} has {clip.embed_dim}")
+    return card
+
+
+def _where(keep: list[bool], values: list[Any]) -> list[Any]:
+    return [value if ok else None for ok, value in zip(keep, values)]

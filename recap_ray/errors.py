@@ -1,0 +1,36 @@
+"""What can go wrong and whose move it is.
+
+RecapRayError
+├── UserError            the command or its input is wrong: one line, exit code 2
+│   └── MissingExtra     an optional package is not installed
+└── ImageError           one picture is bad: its row carries `code: message`, the run goes on
+
+Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class RecapRayError(Exception):
+    """Root of the project's own exceptions."""
+
+
+class UserError(RecapRayError):
+    """A mistake that the user can mend: the message says what was given, what was expected, what to do."""
+
+
+class MissingExtra(UserError):
+    """An optional package is needed and absent; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed: pip install 'recap-ray[{extra}]'"
+        )
+
+
+class ImageError(RecapRayError):
+    """One image cannot be captioned; `code` is one of schema.ERROR_CODES."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(f"{code}: {message}")
+        self.code = code

@@ -1,0 +1,22 @@
+"""How models are named: aliases for the embedded ones, and identities that do not depend on where a folder lies."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from recap_ray.demo import TINY_CLIP, TINY_LANGUAGE_MODEL
+from recap_ray.runs import digest_of, file_digest
+
+CLIP_ALIASES = {"tiny": f"local-dir:{TINY_CLIP}"}
+LANGUAGE_MODEL_ALIASES = {"tiny": str(TINY_LANGUAGE_MODEL)}
+
+
+@cache
+def folder_identity(folder: Path) -> str:
+    """The folder's name and a digest of its files: the same model is the same on every machine.
+
+    Weights, configuration and tokenizer count; other files (a README) do not.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))
+    return f"{folder.name}@{digest_of({path.name: file_digest(path) for path in files})}"

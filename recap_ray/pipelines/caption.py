@@ -1,0 +1,166 @@
+"""Caption images: parts of the input -> pixels -> captions -> one Parquet file a part.
+
+O/captions/part-000000-<digest>.parquet    rows of schema.CAPTION_SCHEMA, fingerprint in the footer
+O/reports/part-000000-<digest>.json        rows, errors by code and seconds of the part
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from recap_ray.captioners import make_captioner
+from recap_ray.captioners.base import COLUMNS, Captioner
+from recap_ray.errors import UserError
+from recap_ray.images import ImageLimits
+from recap_ray.parts import Part, commit, finished_parts, plan_parts, remove_leftovers
+from recap_ray.pipelines.cluster import ModelActor, cpu_stage, light_stage, model_stage, ray_session
+from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.progress import Progress
+from recap_ray.runs import Run, open_run, write_json
+from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
+from recap_ray.settings import CaptionSettings
+from recap_ray.sources import list_images
+
+
+def caption(settings: CaptionSettings) -> int:
+    """Captions every image that has no row yet; returns the exit code."""
+    captioner = make_captioner(settings)
+    listing = list_images(settings.images)
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    shaping = {"images": settings.images, **captioner.identity, "limits": asdict(limits)}
+    run = open_run(settings.output, "caption", shaping, asdict(settings))
+    parts = plan_parts(run.folder / "plan", listing, settings.part_rows)
+    remove_leftovers(run.folder / "captions")
+    done = finished_parts(run.folder / "captions")
+    todo = [part for part in parts if part.name not in done]
+    progress = Progress("caption", sum(p.rows for p in parts), "images", sum(p.rows for p in parts if p.name in done))
+    if todo:
+        run.reopen()
+        with ray_session(settings):
+            for report in caption_parts(todo, captioner, limits, run, settings).iter_rows():
+                progress.update(report["rows"], report["errors"])
+    progress.finish()
+    return _finish(run, parts, progress, settings.max_error_rate)
+
+
+def caption_parts(
+    parts: list[Part], captioner: Captioner, limits: ImageLimits, run: Run, settings: CaptionSettings
+) -> ray.data.Dataset:
+    """The life of an image as a Ray Data chain; each part enters as one block and leaves as one row of report."""
+    return (
+        ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts))
+        .map_batches(read_part, batch_format="numpy", **light_stage())
+        .map_batches(ImageLoader(captioner.preparer, limits), batch_format="numpy", **cpu_stage())
+        .map_batches(
+            CaptionActor,
+            fn_constructor_args=(captioner,),
+            batch_format="numpy",
+            **model_stage(settings.gpu_actors, settings.device),
+        )
+        .map_batches(PartWriter(run), batch_format="pyarrow", **light_stage())
+    )
+
+
+def read_part(batch: dict[str, Any]) -> dict[str, Any]:
+    """The listing of a part: key and source of each image, with the part's name beside them."""
+    part = Part(**{name: column[0].item() if column.dtype != object else column[0] for name, column in batch.items()})
+    listing = part.read_listing()
+    return {
+        "part": np.full(part.rows, part.name, object),
+        "key": listing["key"].to_numpy(),
+        "source": listing["source"].to_numpy(),
+    }
+
+
+class CaptionActor(ModelActor):
+    """Holds one captioner with its models; captions the images of a block that could be decoded."""
+
+    def load(self, captioner: Captioner) -> None:
+        """Loads the models."""
+        captioner.load()
+        self.captioner = captioner
+
+    def process(self, batch: dict[str, Any]) -> pa.Table:
+        """The output rows of a block: decoded images captioned, the others with their error."""
+        started = monotonic()
+        good = np.flatnonzero(batch["error"] == "")
+        written = self.captioner.caption(batch["pixels"][good], [batch["key"][i] for i in good])
+        columns: dict[str, list[Any]] = {name: [None] * len(batch["key"]) for name in COLUMNS}
+        columns["error"] = [error or None for error in batch["error"]]
+        for name in COLUMNS:
+            for i, value in zip(good, written[name]):
+                columns[name][i] = value
+        size = {name: [value or None for value in batch[name].tolist()] for name in ("width", "height")}
+        columns |= {"key": list(batch["key"]), "source": list(batch["source"]), **size}
+        columns["original_caption"] = [None] * len(batch["key"])
+        rows = pa.table({field.name: pa.array(columns[field.name], field.type) for field in CAPTION_SCHEMA})
+        part = pa.array(list(batch["part"]), pa.string())
+        seconds = pa.array(np.full(len(rows), monotonic() - started))
+        return rows.append_column("part", part).append_column("part_seconds", seconds)
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Writes the block of a part as its Parquet file, committed by rename, and reports on it."""
+
+    run: Run
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """One row of report for the part: its name, rows and errors."""
+        name, seconds = table["part"][0].as_py(), table["part_seconds"][0].as_py()
+        rows = table.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
+        rows = rows.replace_schema_metadata({FINGERPRINT_KEY: self.run.fingerprint.encode()})
+        errors = Counter(error_code(error) for error in rows["error"].drop_null().to_pylist())
+        report = {"part": name, "rows": len(rows), "errors": dict(errors), "model_seconds": round(seconds, 3)}
+        # The report first: every part that is there has one, whenever we are killed.
+        write_json(self.run.folder / "reports" / f"{name}.json", report)
+        commit(self.run.folder / "captions" / f"{name}.parquet", lambda path: pq.write_table(rows, path))
+        return pa.table({"part": [name], "rows": [len(rows)], "errors": [errors.total()]})
+
+
+def _finish(run: Run, parts: list[Part], progress: Progress, max_error_rate: float) -> int:
+    """Checks that every part is there, writes summary.json and _SUCCESS, and gives the exit code."""
+    missing = [part.name for part in parts if part.name not in finished_parts(run.folder / "captions")]
+    if missing:
+        raise RuntimeError(f"{len(missing)} parts were not written, the first is {missing[0]}: run the command again")
+    summary = summarise(run.folder, parts)
+    if progress.done > progress.before:
+        summary |= {"seconds": round(progress.seconds, 1), "images_per_second": round(progress.rate, 2)}
+        run.write("summary.json", summary)
+    run.succeed()
+    errors = sum(summary["errors"].values())
+    print(f"{summary['images']:,} images, {summary['captioned']:,} captioned, {errors:,} errors: {run.folder}/captions")
+    for code, count in sorted(summary["errors"].items()):
+        print(f"  {code}: {count:,}")
+    if errors > max_error_rate * summary["images"]:
+        print(f"more errors than --max-error-rate {max_error_rate} allows")
+        return 1
+    return 0
+
+
+def summarise(folder: Path, parts: list[Part]) -> dict[str, Any]:
+    """What the reports of all parts add up to, whichever run wrote them."""
+    reports = [json.loads((folder / "reports" / f"{part.name}.json").read_text()) for part in parts]
+    errors: Counter[str] = Counter()
+    for report in reports:
+        if report["rows"] <= 0:
+            raise UserError(f"{folder}/reports/{report['part']}.json is damaged: remove the part and run again")
+        errors.update(report["errors"])
+    images = sum(report["rows"] for report in reports)
+    return {
+        "parts": len(parts),
+        "images": images,
+        "captioned": images - errors.total(),
+        "errors": dict(errors),
+        "model_seconds": round(sum(report["model_seconds"] for report in reports), 1),
+    }

@@ -1,0 +1,127 @@
+"""Ray: found or started, told how to keep a part in one block, and ended only by whoever started it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from recap_ray.errors import UserError
+from recap_ray.settings import RaySettings
+
+# Small shares, so that a node that lost its neighbours still has room for the stages that read and write.
+CPU_SHARE = 0.25
+
+# An actor whose batch kills its process is started again twice, and the batch tried once more; Ray's own default is to
+# retry for ever.
+ACTOR_RETRIES = {"max_restarts": 2, "max_task_retries": 1}
+
+
+@contextmanager
+def ray_session(settings: RaySettings) -> Iterator[None]:
+    """Ray for the length of a job: the cluster of RAY_ADDRESS, else a local one, which is ended afterwards.
+
+    A session inside another one uses the outer one's Ray.
+    """
+    started = not ray.is_initialized()
+    if started:
+        # Every worker compiles torch anew where bytecode is not kept.
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        common = {"logging_level": logging.ERROR, "log_to_driver": True}
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(**common)
+        else:
+            ray.init(
+                "local",
+                num_cpus=settings.num_cpus,
+                object_store_memory=settings.object_store_mb * 2**20,
+                include_dashboard=False,
+                **common,
+            )
+    context = DataContext.get_current()
+    context.target_max_block_size = None  # a part that enters as one block leaves as one block
+    context.enable_progress_bars = False  # the driver shows progress in images, not in blocks
+    context.print_on_execution_start = False
+    # Ray 2.60 has no other way yet to set the retries of an actor.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and told once
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        raise _user_error_within(error) or error from None
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def model_stage(actors: int | None, device: str) -> dict[str, Any]:
+    """Arguments of `map_batches` for a stage whose actors hold models: whole blocks, a GPU each where there are.
+
+    Without GPUs it is an actor a CPU, one left for decoding. Each computes in one thread (Ray's setting for a share of
+    a CPU): threads that share their cores with other work wait for each other at every operation, which made decoding
+    with two threads beside one busy process 100 times slower than with one.
+    """
+    gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
+    default = gpus or max(1, int(ray.cluster_resources()["CPU"]) - 1)
+    return {
+        "batch_size": None,
+        "num_cpus": CPU_SHARE,
+        "num_gpus": 1 if gpus else 0,
+        "compute": ActorPoolStrategy(size=actors or default),
+        **ACTOR_RETRIES,
+    }
+
+
+class ModelActor(ABC):
+    """An actor of a model stage: loads its models when it starts, then processes blocks.
+
+    A user's mistake that shows only in loading (a hub out of reach, a damaged index) is kept until the first block:
+    Ray tells the driver of a constructor's error as text alone, after starting the actor again several times.
+    """
+
+    def __init__(self, *arguments: Any):
+        self.mistake: UserError | None = None
+        try:
+            self.load(*arguments)
+        except UserError as error:
+            self.mistake = error
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        """What `process` makes of the block."""
+        if self.mistake:
+            raise self.mistake
+        return self.process(batch)
+
+    @abstractmethod
+    def load(self, *arguments: Any) -> None:
+        """Loads the models."""
+
+    @abstractmethod
+    def process(self, batch: dict[str, Any]) -> Any:
+        """Turns one block into another."""
+
+
+def cpu_stage() -> dict[str, Any]:
+    """Arguments of `map_batches` for a stage of CPU work on whole blocks: a CPU each, less on very small machines,
+    where whole CPUs would leave the other stages none."""
+    return {"batch_size": None, "num_cpus": min(1.0, ray.cluster_resources()["CPU"] / 4)}
+
+
+def light_stage() -> dict[str, Any]:
+    """Arguments of `map_batches` for a stage that mostly waits for the disk."""
+    return {"batch_size": None, "num_cpus": CPU_SHARE}
+
+
+def _user_error_within(error: ray.exceptions.RayError) -> UserError | None:
+    """The user's mistake that an actor met. Ray keeps of the exceptions of a stage no more than their text."""
+    found = re.findall(r"^recap_ray\.errors\.(?:UserError|MissingExtra): (.*)$", str(error), re.MULTILINE)
+    return UserError(found[-1]) if found else None

@@ -1,0 +1,47 @@
+"""The demo job: one Ray for all commands of the story, each run as a process of its own, as a user would."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import ray
+
+from recap_ray.demo.story import World, tell
+from recap_ray.errors import UserError
+from recap_ray.pipelines.cluster import ray_session
+from recap_ray.runs import output_folder
+from recap_ray.settings import DemoSettings
+
+MARK = ".recap-ray-demo"  # only a folder with this file in it is ever emptied
+
+
+def demo(settings: DemoSettings) -> int:
+    """Renders the world, runs the story and returns 0; an earlier demo in the same folder is replaced."""
+    folder = output_folder(settings.output)
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARK).exists():
+            raise UserError(f"--output {folder} is not empty and holds no earlier demo: name a new folder")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+    print("rendering scenes ...", flush=True)
+    world = World.render(
+        folder / "world", settings.fit_images, settings.index_captions, settings.held_out_images, settings.seed
+    )
+    with ray_session(settings):
+        environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+        def run(arguments: Sequence[str]) -> None:
+            print(f"\n$ recap-ray {shlex.join(arguments)}", flush=True)
+            command = [sys.executable, "-m", "recap_ray", *arguments]
+            code = subprocess.run(command, env=environment, check=False).returncode
+            if code:
+                raise UserError(f"the demo stopped: recap-ray {arguments[0]} ended with exit code {code}, see above")
+
+        tell(folder, world, run)
+    return 0

@@ -1,0 +1,42 @@
+"""The first stage of every pipeline over images: a listing (key, source) -> uint8 pixels or an error, row by row.
+
+Reading and decoding share a stage on purpose: the encoded bytes of a picture live only while it is decoded, and one
+process holds one picture, not a part of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from recap_ray.errors import ImageError
+from recap_ray.images import ImageLimits, ImagePreparer, decode
+from recap_ray.sources import read_image_bytes
+
+
+@dataclass(frozen=True)
+class ImageLoader:
+    """Files -> pixels at the model's size; called on a batch with the column `source`.
+
+    Adds `pixels` (n, height, width, 3) uint8, `width` and `height` (0 for an error) and `error`
+    ("code: message", or "" where all is well: a column of nothing but nulls would change its type on the way).
+    """
+
+    preparer: ImagePreparer
+    limits: ImageLimits
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with the new columns; its rows stay what they were, in number and order."""
+        count = len(batch["source"])
+        pixels = np.zeros((count, *self.preparer.size, 3), np.uint8)
+        sizes = np.zeros((count, 2), np.int32)
+        errors = np.full(count, "", object)
+        for i, source in enumerate(batch["source"]):
+            try:
+                image = decode(read_image_bytes(source, self.limits.max_bytes), self.limits)
+                pixels[i], sizes[i] = self.preparer(image), image.size
+            except ImageError as error:
+                errors[i] = str(error)
+        return {**batch, "pixels": pixels, "width": sizes[:, 0], "height": sizes[:, 1], "error": errors}

@@ -1,0 +1,133 @@
+"""A run is one output folder: whose it is, what made it, and whether it is finished.
+
+    O/run.json       settings as resolved, fingerprint, versions, status
+    O/summary.json   what came out
+    O/_SUCCESS       every input image has its row
+
+The fingerprint is a digest of everything that shapes the output (models, alignment, index, prompt, decoding). The same
+fingerprint in the same folder is the same run, to be resumed; another one is refused before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recap_ray import __version__
+from recap_ray.errors import UserError
+from recap_ray.parts import commit
+from recap_ray.sources import require_local
+
+
+@dataclass(frozen=True)
+class Run:
+    """One output folder that belongs to one fingerprint."""
+
+    folder: Path
+    fingerprint: str
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes `name` as JSON, whole or not at all."""
+        write_json(self.folder / name, content)
+
+    def is_finished(self) -> bool:
+        """Whether _SUCCESS was written."""
+        return (self.folder / "_SUCCESS").exists()
+
+    def succeed(self) -> None:
+        """Marks the run as finished."""
+        commit(self.folder / "_SUCCESS", lambda path: path.write_text(""))
+
+    def reopen(self) -> None:
+        """Takes the mark of a finished run away: there is more to do."""
+        (self.folder / "_SUCCESS").unlink(missing_ok=True)
+
+
+def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mapping[str, Any]) -> Run:
+    """The run in folder `output`, begun or resumed; `shaping` is what the fingerprint is taken of.
+
+    Raises UserError if the folder holds another run, or files that are no run.
+    """
+    folder, fingerprint = output_folder(output), digest_of({"job": job, **shaping})
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        _check_same_run(folder, fingerprint, shaping, job)
+    run = Run(folder, fingerprint)
+    content = {
+        "job": job,
+        "fingerprint": fingerprint,
+        "made_from": shaping,
+        "settings": settings,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "recap_ray": __version__,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    run.write("run.json", content)
+    return run
+
+
+def output_folder(output: str) -> Path:
+    """The folder of `output` as an absolute path, which holds for workers too; it need not exist yet."""
+    require_local(output, "--output")
+    folder = Path(output).expanduser()
+    if not folder.is_absolute() and "/runtime_resources/" in os.getcwd():
+        # A submitted job runs in Ray's copy of the working directory, which Ray deletes some time after the job.
+        raise UserError(f"--output {output} is relative to the job's temporary folder: give an absolute path")
+    if folder.is_file():
+        raise UserError(f"--output {output} is a file: expected a folder, new or of the same run")
+    return folder.resolve()
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """The JSON object in a file of ours; raises UserError if it is missing or damaged."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what}: {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what}: {path} could not be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{what}: {path} holds no JSON object")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """A short digest of JSON-able settings that does not depend on their order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """A short digest of a file's bytes: what an artifact is, wherever it lies."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def file_stamp(path: str) -> dict[str, Any]:
+    """What tells one version of a large input file from another without reading it."""
+    status = os.stat(path)
+    return {"path": os.path.abspath(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], job: str) -> None:
+    if not (folder / "run.json").exists():
+        raise UserError(f"--output {folder} is not empty and holds no run of recap-ray: name a new folder")
+    old = read_json(folder / "run.json", "the run in --output")
+    if old.get("fingerprint") == fingerprint:
+        return
+    before = old.get("made_from", {})
+    changed = [name for name in shaping if before.get(name) != shaping[name]] if old.get("job") == job else ["job"]
+    raise UserError(
+        f"--output {folder} holds another run (it differs in {', '.join(changed)}): "
+        "name a new folder, or repeat the settings in its run.json to go on with it"
+    )

@@ -1,0 +1,44 @@
+"""The output row: its columns, its error codes, and the names of the files of a run."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+# One row for each input image, never more, never fewer: it has a caption or an error.
+CAPTION_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),  # unique in a run: the path below the image folder
+        pa.field("source", pa.string(), nullable=False),  # the file the image was read from
+        pa.field("caption", pa.string()),
+        pa.field("clip_score", pa.float32()),  # CLIP-S, 2.5 * max(cos, 0)
+        pa.field("aligned_clip_score", pa.float32()),  # aCLIP-S, max(cos with the aligned image, 0)
+        pa.field("candidates", pa.list_(pa.string())),
+        pa.field("candidate_scores", pa.list_(pa.float32())),  # aligned cosine of each candidate
+        pa.field("neighbours", pa.list_(pa.string())),
+        pa.field("neighbour_ids", pa.list_(pa.int64())),
+        pa.field("neighbour_scores", pa.list_(pa.float32())),  # aligned cosine of each neighbour
+        pa.field("width", pa.int32()),  # pixels, upright
+        pa.field("height", pa.int32()),
+        pa.field("original_caption", pa.string()),
+        pa.field("error", pa.string()),  # "code: message"
+    ]
+)
+
+# What an error's `code` can be. Reports count by code, so a code never changes its meaning.
+ERROR_CODES = {
+    "unreadable": "the bytes could not be read from the store",
+    "empty": "the file holds no bytes",
+    "too_many_bytes": "the file is larger than --max-image-bytes",
+    "too_many_pixels": "the picture has more pixels than --max-image-pixels",
+    "not_an_image": "the bytes are of no known image format",
+    "truncated": "the picture ends before its last pixel, or its data is damaged",
+    "no_caption": "the captioner wrote nothing but blanks",
+}
+
+# Parquet footer and run.json carry it; a different one in the same folder is another run.
+FINGERPRINT_KEY = b"recap_ray.fingerprint"
+
+
+def error_code(error: str) -> str:
+    """The code of an error as a row carries it: "truncated: ends at row 12" -> "truncated"."""
+    return error.split(":", 1)[0]

@@ -1,0 +1,71 @@
+"""One Ray and one small embedded world for the whole session."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+# Threads that share two busy cores wait for each other: one is many times faster here.
+torch.set_num_threads(1)
+
+# A worker that may not keep bytecode compiles torch anew; and the suite must never reach for a hub.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+REPOSITORY = Path(__file__).parents[1]
+RAY_LIMITS = {"num_cpus": 2, "object_store_mb": 512}
+COMMAND = [sys.executable, "-m", "recap_ray"]
+TINY = {"clip": "tiny", "language_model": "tiny"}
+
+
+@pytest.fixture(scope="session")
+def ray_running():
+    """Ray started once; the jobs called in this process use it."""
+    from recap_ray.pipelines.cluster import ray_session
+    from recap_ray.settings import RaySettings
+
+    with ray_session(RaySettings(**RAY_LIMITS)):
+        yield
+
+
+@dataclass(frozen=True)
+class Built:
+    """A rendered world with its index and alignment."""
+
+    world: object
+    index: str
+    alignment: str
+
+    def caption_settings(self, output, **changes):
+        """Settings that caption the held-out images of the world."""
+        from recap_ray.settings import CaptionSettings
+
+        given = {
+            "images": str(self.world.images),
+            "index": self.index,
+            "alignment": self.alignment,
+            **TINY,
+            **RAY_LIMITS,
+        }
+        return CaptionSettings(output=str(output), **{**given, "candidates": 4, "part_rows": 16, **changes})
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, ray_running) -> Built:
+    """300 pairs to fit on, an index of 400 captions, 60 held-out images."""
+    from recap_ray.demo.story import World
+    from recap_ray.pipelines.build_index import build_index
+    from recap_ray.pipelines.fit_alignment import fit_alignment
+    from recap_ray.settings import BuildIndexSettings, FitAlignmentSettings
+
+    folder = tmp_path_factory.mktemp("built")
+    world = World.render(folder / "world", fit_images=300, index_captions=400, held_out_images=60, seed=7)
+    common = {"clip": "tiny", **RAY_LIMITS}
+    alignment, index = str(folder / "alignment"), str(folder / "index")
+    assert fit_alignment(FitAlignmentSettings(pairs=str(world.pairs), output=alignment, part_rows=100, **common)) == 0
+    captions = str(world.index_captions)
+    assert build_index(BuildIndexSettings(captions=captions, output=index, shard_rows=150, **common)) == 0
+    return Built(world, index, alignment)

@@ -1,0 +1,125 @@
+"""Each mistake of the user is one line and exit code 2, told before Ray is touched."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from recap_ray.alignment import LinearAlignment
+from recap_ray.cli import run
+
+
+@pytest.fixture
+def attempt(built, tmp_path, capsys, monkeypatch):
+    """Runs `caption` with some flags changed; gives the one line it says."""
+
+    def no_ray(*_, **__):
+        raise AssertionError("Ray was reached")
+
+    monkeypatch.setattr("recap_ray.pipelines.caption.ray_session", no_ray)
+
+    def attempt(**changes):
+        flags = {
+            "images": built.world.images,
+            "output": tmp_path / "out",
+            "index": built.index,
+            "alignment": built.alignment,
+            "clip": "tiny",
+            "language-model": "tiny",
+            **changes,
+        }
+        arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+        assert run(["caption", *arguments]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return attempt
+
+
+def copy_with(folder, to, **changes):
+    shutil.copytree(folder, to)
+    card = to / ("index.json" if (to / "index.json").exists() else "alignment.json")
+    card.write_text(json.dumps({**json.loads(card.read_text()), **changes}))
+    return to
+
+
+def test_a_missing_alignment(attempt, tmp_path):
+    line = attempt(alignment=tmp_path / "none")
+    assert "--alignment" in line and "does not exist" in line and "fit-alignment" in line
+
+
+def test_an_alignment_of_another_clip(attempt, built, tmp_path):
+    other = copy_with(built.alignment, tmp_path / "other", clip="ViT-B-32:openai")
+    assert "was fitted for the CLIP ViT-B-32:openai, but --clip is local-dir:tiny_clip@" in attempt(alignment=other)
+
+
+def test_an_alignment_of_another_dimension(attempt, built, tmp_path):
+    other = copy_with(built.alignment, tmp_path / "other")
+    (other / "alignment.safetensors").write_bytes(LinearAlignment.identity(7).to_bytes())
+    assert "maps 7 dimensions, but the CLIP" in attempt(alignment=other)
+
+
+def test_a_damaged_alignment(attempt, built, tmp_path):
+    other = copy_with(built.alignment, tmp_path / "other")
+    data = (other / "alignment.safetensors").read_bytes()
+    (other / "alignment.safetensors").write_bytes(data[: len(data) // 2])
+    assert "holds no alignment" in attempt(alignment=other)
+
+
+def test_an_index_of_another_clip(attempt, built, tmp_path):
+    other = copy_with(built.index, tmp_path / "other", clip="ViT-L-14:openai")
+    assert "was built with the CLIP ViT-L-14:openai, but --clip is" in attempt(index=other)
+
+
+def test_a_folder_without_images(attempt, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no image: expected files ending in" in attempt(images=tmp_path / "empty")
+
+
+def test_an_unknown_method(attempt):
+    assert attempt(method="magic") == "recap-ray: --method magic is unknown: expected one of recap"
+
+
+def test_an_output_of_another_run(attempt, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text(json.dumps({"job": "caption", "fingerprint": "x", "made_from": {}}))
+    assert "holds another run" in attempt()
+    assert not (tmp_path / "out" / "captions").exists()
+
+
+def test_an_output_full_of_something_else(attempt, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    assert "is not empty and holds no run" in attempt()
+
+
+def test_an_unknown_clip_and_language_model(attempt, tmp_path):
+    assert "--clip ViT-Z is not known: expected an open_clip model" in attempt(clip="ViT-Z")
+    assert "name the weights after a colon, one of openai" in attempt(clip="ViT-B-32")
+    assert "does not exist: expected a folder" in attempt(clip=f"local-dir:{tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"neighbours": 0}, "--neighbours 0: expected at least 1"),
+        ({"neighbours": 401}, "--neighbours 401: --index"),
+        ({"top-p": 1.5}, "--top-p 1.5: expected above 0, at most 1"),
+        ({"prompt": "no place"}, "expected a text that contains {neighbours}"),
+        ({"temperature": 0}, "add --candidates 1"),
+    ],
+)
+def test_values_out_of_range(attempt, flags, message):
+    assert message in attempt(**flags)
+
+
+def test_an_index_out_of_step_is_told_by_the_actor_in_one_line(built, tmp_path, capsys):
+    from recap_ray.caption_index.shard import write_vectors
+
+    other = copy_with(built.index, tmp_path / "other")
+    write_vectors(other, 0, np.arange(3), np.eye(3, 128, dtype=np.float32))
+    flags = ["--clip", "tiny", "--language-model", "tiny", "--output", str(tmp_path / "out")]
+    assert run(["caption", "--images", str(built.world.images), "--index", str(other), *flags]) == 2
+    assert "hold different rows (3 and 150); build the index again" in capsys.readouterr().err

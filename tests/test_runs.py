@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from recap_ray.errors import UserError
+from recap_ray.runs import open_run, output_folder, read_json
+
+
+def test_the_same_settings_are_the_same_run_and_others_are_refused(tmp_path):
+    output = str(tmp_path / "out")
+    run = open_run(output, "caption", {"clip": "a", "seed": 0}, {"clip": "a"})
+    assert open_run(output, "caption", {"seed": 0, "clip": "a"}, {"clip": "a"}) == run
+    with pytest.raises(UserError, match=r"holds another run \(it differs in seed\)"):
+        open_run(output, "caption", {"clip": "a", "seed": 1}, {})
+    with pytest.raises(UserError, match=r"holds another run \(it differs in job\)"):
+        open_run(output, "build-index", {"clip": "a", "seed": 0}, {})
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and holds no run of recap-ray"):
+        open_run(str(tmp_path), "caption", {}, {})
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_killed_before_its_first_file_can_start_again(tmp_path):
+    (tmp_path / ".run.json.0a1b2c3d.tmp").write_text("{")
+    open_run(str(tmp_path), "caption", {}, {})
+
+
+def test_settings_are_kept_beside_the_output(tmp_path):
+    open_run(str(tmp_path / "out"), "caption", {"clip": "a"}, {"images": "photos"})
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"] == {"images": "photos"}
+
+
+def test_a_relative_output_of_a_submitted_job_is_refused(tmp_path, monkeypatch):
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(UserError, match="give an absolute path"):
+        output_folder("out")
+    assert output_folder(str(tmp_path / "out")) == tmp_path / "out"
+
+
+def test_what_is_no_folder_or_no_json_is_told(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("{")
+    with pytest.raises(UserError, match="is a file: expected a folder"):
+        output_folder(str(file))
+    with pytest.raises(UserError, match="could not be read as JSON"):
+        read_json(file, "--index")
+    with pytest.raises(UserError, match="does not exist"):
+        read_json(tmp_path / "none", "--index")

@@ -1,0 +1,46 @@
+import pytest
+
+from recap_ray.errors import ImageError, UserError
+from recap_ray.sources import list_images, read_image_bytes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.JPG", "a/c.png", "a/b.jpg", "notes.txt", ".hidden.jpg", ".git/x.jpg", "a-b.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def test_a_folder_is_listed_to_any_depth_sorted_by_key(folder):
+    listing = list_images(str(folder))
+    assert listing["key"].to_pylist() == ["a-b.webp", "a/b.jpg", "a/c.png", "b.JPG"]
+    assert listing["source"].to_pylist()[1] == str(folder / "a" / "b.jpg")
+
+
+def test_a_pattern_gives_keys_below_its_fixed_folder(folder):
+    assert list_images(f"{folder}/*/*.jpg")["key"].to_pylist() == ["a/b.jpg"]
+    assert list_images(f"{folder}/**/*.jpg")["key"].to_pylist() == ["a/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        ("{}/none", "does not exist: expected a folder of images"),
+        ("{}/notes.txt", "is one file: expected a folder"),
+        ("{}/*.gif", "holds no image: expected files ending in .avif"),
+        ("s3://bucket/x", "is a URL"),
+    ],
+)
+def test_no_images_is_told_in_one_line(folder, images, message):
+    with pytest.raises(UserError, match=message):
+        list_images(images.format(folder))
+
+
+def test_bytes_are_read_up_to_the_limit(folder):
+    (folder / "b.JPG").write_bytes(b"12345")
+    assert read_image_bytes(str(folder / "b.JPG"), 5) == b"12345"
+    with pytest.raises(ImageError, match="too_many_bytes: 5 bytes, the limit is 4"):
+        read_image_bytes(str(folder / "b.JPG"), 4)
+    with pytest.raises(ImageError, match="unreadable: No such file"):
+        read_image_bytes(str(folder / "gone.jpg"), 4)
