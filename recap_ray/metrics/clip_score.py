@@ -1,27 +1,64 @@
-"""Reference-free and reference-based scores of captions from embeddings, row by row. numpy only.
+"""Scores of captions from CLIP embeddings, row by row: one score for each (image, caption) pair.
 
-Sources: CLIPScore, Hessel et al. 2021 (CLIP-S, RefCLIP-S); ReCap, Paischer et al., arXiv 2307.05591 (aCLIP-S).
+CLIP-S and RefCLIP-S: Hessel et al. 2021, "CLIPScore: A Reference-free Evaluation Metric for Image Captioning".
+aCLIP-S and RefaCLIP-S, the same with the image carried into caption space: Paischer et al., ReCap, arXiv 2307.05591.
+Embeddings need not be normalised. A zero vector is similar to nothing: its score is 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 CLIP_S_SCALE = 2.5
-CLIP_S_PREFIX = "A photo depicts "  # stands before every caption that CLIP-S embeds
+CLIP_S_PREFIX = "A photo depicts "  # stands before every caption and reference that CLIP-S and RefCLIP-S embed
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Row-wise cosine (n,) of two arrays (n, d); 0 where a row is zero."""
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return np.einsum("nd,nd->n", one, other) / np.where(norms > 0, norms, 1)
+    """Row-wise cosines (n,) of two arrays (n, d); 0 where a row is zero. Also (d,) with (d,), and (d,) with (n, d)."""
+    return np.einsum("...d,...d->...", _unit(one), _unit(other))
 
 
 def clip_score(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """CLIP-S (n,) = 2.5 max(cos, 0) of image and caption embeddings (n, d), captions embedded with CLIP_S_PREFIX."""
+    """CLIP-S (n,) = 2.5 max(cos, 0), of image and caption embeddings (n, d); captions embedded with CLIP_S_PREFIX."""
     return CLIP_S_SCALE * np.maximum(cosine(images, texts), 0)
 
 
 def aligned_clip_score(aligned_images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """aCLIP-S (n,) = max(cos, 0) of mapped image and caption embeddings (n, d), without prefix or scale."""
+    """aCLIP-S (n,) = max(cos, 0), of mapped image and caption embeddings (n, d); no scale, no prefix."""
     return np.maximum(cosine(aligned_images, texts), 0)
+
+
+def best_reference(texts: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
+    """The caption's likeness to its nearest reference (n,) = max_r max(cos, 0); texts (n, d), references n x (r_i, d).
+
+    An image may have any number of references; one without any scores 0.
+    """
+    if len(texts) != len(references):
+        raise ValueError(f"{len(texts)} captions but references of {len(references)} images")
+    best = [cosine(text, own).max(initial=0) for text, own in zip(texts, references, strict=True)]
+    return np.array(best, dtype=np.result_type(texts, np.float32))
+
+
+def ref_clip_score(images: np.ndarray, texts: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
+    """RefCLIP-S (n,): harmonic mean of the scaled CLIP-S and the likeness to the nearest reference, prefix on both."""
+    return harmonic_mean(clip_score(images, texts), best_reference(texts, references))
+
+
+def ref_aligned_clip_score(
+    aligned_images: np.ndarray, texts: np.ndarray, references: Sequence[np.ndarray]
+) -> np.ndarray:
+    """RefaCLIP-S (n,): harmonic mean of aCLIP-S and the likeness to the nearest reference, no prefix."""
+    return harmonic_mean(aligned_clip_score(aligned_images, texts), best_reference(texts, references))
+
+
+def harmonic_mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """2ab / (a + b) row by row, for values of 0 and above; 0 where both are 0."""
+    total = one + other
+    return 2 * one * other / np.where(total > 0, total, 1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)

@@ -1,38 +1,50 @@
-"""Cross-modal retrieval by cosine: at which rank a query finds its own target. numpy only."""
+"""Cross-modal retrieval by cosine: at which rank a query finds its own target."""
 
 from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 1024  # queries scored at once: memory is BLOCK x targets, never queries x targets
+BLOCK_CELLS = 1 << 24  # cosines held at once, 64 MiB in float32: never the whole queries x targets
 
 
 def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = None) -> np.ndarray:
-    """The rank (n,), from 1, at which each query (n, d) meets its best target among all targets (m, d), by cosine.
+    """The rank (n,), from 1, at which each query (n, d) finds its best own target among all targets (m, d), by cosine.
 
-    owner (m,) says which query each target belongs to; without it target i belongs to query i. Only targets of other
-    queries stand before a query's own, and a tie counts against it. A query without a target ranks last, m + 1.
+    owner (m,) is the row of the query that each target belongs to; without it target i belongs to query i. Only
+    targets of other queries stand before a query's own, and a tie counts against the query (within rounding:
+    equal vectors may differ in the last bits). A query without a target of its own comes last, m + 1.
+    ValueError if the shapes do not fit.
     """
-    owner = np.arange(len(targets)) if owner is None else owner
+    owner = np.arange(len(targets)) if owner is None else np.asarray(owner)
+    if len(owner) != len(targets) or queries.shape[1] != targets.shape[1]:
+        raise ValueError(f"queries {queries.shape}, targets {targets.shape} and owner {owner.shape} do not fit")
+    if len(owner) and not 0 <= owner.min() <= owner.max() < len(queries):
+        raise ValueError(f"owner names queries {owner.min()} to {owner.max()}, there are {len(queries)}")
     queries, targets = _unit(queries), _unit(targets)
+    tolerance = 8 * np.finfo(targets.dtype).eps
+    by_owner = np.argsort(owner, kind="stable")
+    edges = np.searchsorted(owner[by_owner], np.arange(len(queries) + 1))
     found = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), BLOCK):
-        scores = queries[start : start + BLOCK] @ targets.T
-        own = owner[None, :] == np.arange(start, start + len(scores))[:, None]
-        best = np.where(own, scores, -np.inf).max(1, initial=-np.inf)
-        found[start : start + BLOCK] = 1 + ((scores >= best[:, None]) & ~own).sum(1) + np.isneginf(best)
+    step = max(1, BLOCK_CELLS // max(1, len(targets)))
+    for start in range(0, len(queries), step):
+        cosines = queries[start : start + step] @ targets.T
+        for row, line in enumerate(cosines, start):
+            own = line[by_owner[edges[row] : edges[row + 1]]]
+            reached = own.max(initial=-np.inf) - tolerance
+            found[row] = 1 + np.count_nonzero(line >= reached) - np.count_nonzero(own >= reached)
     return found
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
-    """The share of queries that found their target among the first k, R@k."""
-    return float((ranks <= k).mean())
+    """R@k: the share of queries that found their target among the first k."""
+    return float(np.mean(ranks <= k))
 
 
 def mean_reciprocal_rank(ranks: np.ndarray) -> float:
-    """The mean of 1 / rank, MRR."""
-    return float((1 / ranks).mean())
+    """MRR: the mean of 1 / rank."""
+    return float(np.mean(1 / ranks))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)

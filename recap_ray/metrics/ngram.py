@@ -1,0 +1,210 @@
+"""BLEU, ROUGE-L, CIDEr, METEOR and SPICE of captions, by coco-caption's own scorers (the package pycocoevalcap).
+
+Values are as the package gives them: CIDEr (in fact CIDEr-D) from 0 to 10, all others from 0 to 1. Published tables
+multiply both by 100. CIDEr weighs words by how rare they are among the references given, so it compares only between
+runs over the same images, and is 0 for a single image.
+
+METEOR, SPICE and the original tokenizer are Java programs. They are called here in one batch each, with a time limit
+and without writing into the package's folder; where one cannot run, the result says why.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from recap_ray.errors import MissingExtra, UserError
+from recap_ray.metrics.java import CannotRun, JavaDialogue, run_java
+from recap_ray.metrics.tokenizer import REMOVED, tokenize
+
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+TOKENIZERS = ("auto", "ptb", "python")
+
+# What ends a line to the Java programs would shift every caption after it.
+_LINE_ENDS = dict.fromkeys(map(ord, "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
+
+Texts = dict[str, list[str]]  # key -> tokenized texts, words apart by one space
+
+
+@dataclass(frozen=True)
+class NgramScores:
+    """What score_captions found; the images are those of `keys`, in that order."""
+
+    keys: list[str]
+    corpus: dict[str, float | None]  # by metric; None for one that was left out
+    per_image: dict[str, np.ndarray]  # by metric: float64 (n,)
+    tokenizer: str  # "ptb" or "python"
+    tokenizer_reason: str = ""  # why "auto" did not take ptb
+    left_out: dict[str, str] = field(default_factory=dict)  # by metric: one line that says why it has no value
+
+
+def score_captions(
+    captions: dict[str, str],
+    references: dict[str, list[str]],
+    tokenizer: str = "auto",
+    metrics: Sequence[str] = METRICS,
+) -> NgramScores:
+    """Corpus and per-image n-gram scores of one caption for each key against the references of that key.
+
+    tokenizer: "ptb" is coco-caption's own and needs Java, "python" has the same rules, "auto" takes ptb where Java is.
+    References of images without a caption are not used. UserError names the key that has no references, or none
+    with a word in it. MissingExtra if pycocoevalcap is not installed.
+    """
+    _check(captions, references, tokenizer, metrics)
+    if find_spec("pycocoevalcap") is None:
+        raise MissingExtra("pycocoevalcap", "eval", "scoring captions by n-grams")
+    used = {key: references[key] for key in captions}
+    truths, candidates, used_tokenizer, reason = _tokenized(used, captions, tokenizer)
+    for key, texts in truths.items():
+        if not any(texts):
+            raise UserError(f"the references of image {key!r} hold no word: give it at least one that does")
+    corpus: dict[str, float | None] = {}
+    per_image: dict[str, np.ndarray] = {}
+    left_out: dict[str, str] = {}
+    for names, scorer in _SCORERS.items():
+        wanted = [name for name in names if name in metrics]
+        if not wanted:
+            continue
+        try:
+            found = scorer(truths, candidates)
+        except CannotRun as error:
+            left_out |= dict.fromkeys(wanted, str(error))
+            found = {}
+        for name in wanted:
+            corpus[name], rows = found.get(name, (None, None))
+            if rows is not None:
+                per_image[name] = np.asarray(rows, np.float64)
+    return NgramScores(list(captions), corpus, per_image, used_tokenizer, reason, left_out)
+
+
+def _check(captions: dict[str, str], references: dict[str, list[str]], tokenizer: str, metrics: Sequence[str]) -> None:
+    if tokenizer not in TOKENIZERS:
+        raise UserError(f"unknown tokenizer {tokenizer!r}: choose from {', '.join(TOKENIZERS)}")
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise UserError(f"unknown metric {unknown[0]!r}: choose from {', '.join(METRICS)}")
+    if not captions:
+        raise UserError("there are no captions to score: give at least one")
+    for key in captions:
+        if not references.get(key):
+            raise UserError(f"image {key!r} has a caption but no references: add some, or leave the image out")
+
+
+# --- tokenizing ---
+
+
+def _tokenized(references: Texts, captions: dict[str, str], tokenizer: str) -> tuple[Texts, Texts, str, str]:
+    lines = [text for texts in references.values() for text in texts] + ["-"] + list(captions.values())
+    words, used, reason = _tokenized_lines(lines, tokenizer)
+    position = iter(words)
+    truths = {key: [next(position) for _ in texts] for key, texts in references.items()}
+    next(position)  # the line between: the Java tokenizer looks ahead, and no reference shall see a caption
+    return truths, {key: [next(position)] for key in captions}, used, reason
+
+
+def _tokenized_lines(lines: list[str], tokenizer: str) -> tuple[list[str], str, str]:
+    reason = ""
+    if tokenizer in ("auto", "ptb"):
+        try:
+            return ptb_tokenize(lines), "ptb", ""
+        except CannotRun as error:
+            if tokenizer == "ptb":
+                raise UserError(f"the tokenizer 'ptb' cannot run, choose 'python': {error}") from error
+            reason = str(error)
+    return [" ".join(tokenize(line)) for line in lines], "python", reason
+
+
+def ptb_tokenize(lines: list[str]) -> list[str]:
+    """Each line's words apart by spaces, by the Java tokenizer and with the punctuation that coco-caption removes."""
+    jar = _package() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    program = "edu.stanford.nlp.process.PTBTokenizer"
+    text = "".join(line.translate(_LINE_ENDS) + "\n" for line in lines)
+    output = run_java(["-cp", str(jar), program, "-preserveLines", "-lowerCase"], "the PTB tokenizer", text)
+    tokenized = output.split("\n")[:-1]
+    if len(tokenized) != len(lines):
+        raise CannotRun(f"the PTB tokenizer gave {len(tokenized)} lines for {len(lines)}")
+    return [" ".join(w for w in line.rstrip().split(" ") if w not in REMOVED) for line in tokenized]
+
+
+# --- scorers: (references, captions) -> {metric: (corpus value, values of the images)} ---
+
+Found = dict[str, tuple[float, Sequence[float]]]
+
+
+def _bleu(truths: Texts, candidates: Texts) -> Found:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    corpus, rows = Bleu(4).compute_score(truths, candidates, verbose=0)
+    return {f"BLEU-{n + 1}": (float(corpus[n]), rows[n]) for n in range(4)}
+
+
+def _rouge(truths: Texts, candidates: Texts) -> Found:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    corpus, rows = Rouge().compute_score(truths, candidates)
+    return {"ROUGE-L": (float(corpus), rows)}
+
+
+def _cider(truths: Texts, candidates: Texts) -> Found:
+    from pycocoevalcap.cider.cider import Cider
+
+    corpus, rows = Cider().compute_score(truths, candidates)
+    return {"CIDEr": (float(corpus), rows)}
+
+
+def _meteor(truths: Texts, candidates: Texts) -> Found:
+    # The program answers a SCORE line with statistics, and one EVAL line of all statistics with the scores.
+    command = ["-Xmx2G", "-jar", str(_package() / "meteor" / "meteor-1.5.jar"), "-", "-"]
+    lines = [_meteor_line([*texts, candidates[key][0]]) for key, texts in truths.items()]
+    with JavaDialogue([*command, "-stdio", "-l", "en", "-norm"], "METEOR") as meteor:
+        statistics = meteor.ask(lines, len(lines))
+        answers = meteor.ask([" ||| ".join(["EVAL", *statistics])], len(lines) + 1)
+    rows = [float(answer) for answer in answers]
+    return {"METEOR": (rows[-1], rows[:-1])}
+
+
+def _meteor_line(texts: list[str]) -> str:
+    return " ||| ".join(["SCORE", *(text.replace("|||", "") for text in texts)])
+
+
+def _spice(truths: Texts, candidates: Texts) -> Found:
+    folder = _package() / "spice"
+    for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
+        if not (folder / "lib" / name).exists():
+            raise CannotRun(f"SPICE needs {name} in pycocoevalcap/spice/lib: run its get_stanford_models.py once")
+    rows = [{"image_id": i, "test": candidates[k][0], "refs": truths[k]} for i, k in enumerate(truths)]
+    # Its serializer looks into Java's own classes, which Java 17 closes unless told otherwise.
+    opened = [
+        f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ("lang", "util", "nio", "math", "text", "net")
+    ]
+    with tempfile.TemporaryDirectory() as temporary:
+        asked, answered = Path(temporary, "in.json"), Path(temporary, "out.json")
+        asked.write_text(json.dumps(rows), encoding="utf-8")
+        command = [*opened, "-Xmx8G", "-jar", str(folder / "spice-1.0.jar"), str(asked)]
+        run_java([*command, "-out", str(answered), "-subset", "-silent"], "SPICE")
+        try:
+            found = {row["image_id"]: row["scores"]["All"]["f"] for row in json.loads(answered.read_text("utf-8"))}
+        except (OSError, ValueError, KeyError) as error:
+            raise CannotRun(f"SPICE left no scores: {error!r}") from error
+    scores = np.array([found.get(i, np.nan) for i in range(len(rows))], np.float64)
+    return {"SPICE": (float(np.mean(scores)), list(scores))}
+
+
+_SCORERS: dict[tuple[str, ...], Callable[[Texts, Texts], Found]] = {
+    ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"): _bleu,
+    ("METEOR",): _meteor,
+    ("ROUGE-L",): _rouge,
+    ("CIDEr",): _cider,
+    ("SPICE",): _spice,
+}
+
+
+def _package() -> Path:
+    spec = find_spec("pycocoevalcap")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])

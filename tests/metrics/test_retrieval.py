@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recap_ray.metrics import retrieval
+from recap_ray.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at
+
+
+def naive_ranks(queries, targets, owner):
+    found = []
+    for i, query in enumerate(queries):
+        cosines = [float(query @ t) / (np.linalg.norm(query) * np.linalg.norm(t)) for t in targets]
+        own = [c for c, o in zip(cosines, owner, strict=True) if o == i]
+        others = [c for c, o in zip(cosines, owner, strict=True) if o != i]
+        best = max(own, default=-2)
+        found.append(1 + sum(c > best or abs(c - best) < 1e-9 for c in others))
+    return found
+
+
+# Few small whole numbers: equal vectors, and so ties, are frequent.
+vectors = st.lists(st.integers(-2, 2), min_size=3, max_size=3).filter(any)
+
+
+@given(st.data())
+def test_ranks_equal_a_naive_double_loop_with_ties_and_several_targets(data):
+    queries = np.array(data.draw(st.lists(vectors, min_size=1, max_size=6)), float)
+    targets = np.array(data.draw(st.lists(vectors, min_size=1, max_size=12)), float)
+    owners = st.lists(st.integers(0, len(queries) - 1), min_size=len(targets), max_size=len(targets))
+    owner = np.array(data.draw(owners))
+    assert ranks(queries, targets, owner).tolist() == naive_ranks(queries, targets, owner)
+
+
+@pytest.mark.parametrize("cells", [1, 64, 1000, 1 << 24])
+def test_the_block_size_does_not_change_the_ranks(monkeypatch, cells):
+    rng = np.random.default_rng(0)
+    queries = rng.standard_normal((50, 8))
+    targets = queries + rng.standard_normal((50, 8))
+    expected = naive_ranks(queries, targets, range(50))
+    assert max(expected) > 5
+    monkeypatch.setattr(retrieval, "BLOCK_CELLS", cells)
+    assert ranks(queries, targets).tolist() == expected
+
+
+def test_a_tie_does_not_count_as_a_win_in_float32_either():
+    rng = np.random.default_rng(0)
+    same = np.repeat(rng.standard_normal((1, 512)).astype(np.float32), 300, axis=0)
+    queries = rng.standard_normal((300, 512)).astype(np.float32)
+    assert ranks(queries, same).tolist() == [300] * 300
+
+
+def test_an_images_other_captions_do_not_stand_before_its_best_one():
+    queries = np.array([[1.0, 0.0], [0.0, 1.0]])
+    targets = np.array([[1.0, 0.1], [1.0, 0.2], [0.0, 1.0], [1.0, 0.15]])
+    assert ranks(queries, targets, np.array([0, 0, 1, 0])).tolist() == [1, 1]
+    assert ranks(queries, targets, np.array([1, 0, 1, 0])).tolist() == [2, 1]
+
+
+def test_a_query_without_targets_comes_after_all_of_them():
+    assert ranks(np.eye(3), np.eye(3)[:2]).tolist() == [1, 1, 3]
+
+
+def test_recall_and_mean_reciprocal_rank_of_known_ranks():
+    known = np.array([1, 2, 4, 10])
+    assert [recall_at(known, k) for k in (1, 5, 10)] == [0.25, 0.75, 1.0]
+    assert mean_reciprocal_rank(known) == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 10) / 4)
+
+
+def test_shapes_and_owners_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        ranks(np.eye(3), np.eye(3), np.array([0, 1]))
+    with pytest.raises(ValueError, match="owner names queries 0 to 3, there are 3"):
+        ranks(np.eye(3), np.eye(3), np.array([0, 1, 3]))
