@@ -25,7 +25,7 @@ install: .venv/.installed  ## make .venv from requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install    ## caption rendered scenes offline, with and without alignment, and open the result
+demo: install    ## caption rendered scenes offline, with and without alignment
 	$(BIN)/recap-ray demo --output $(DEMO_OUTPUT)
 
 test: install lint  ## lint, then all tests

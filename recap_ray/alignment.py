@@ -39,13 +39,15 @@ class Moments:
         """Adds the pairs (images[owner[j]], texts[j]): an image with several captions is given, and counted, once
         for each of them, but multiplied only once.
 
-        images (n, d) and texts (m, d) float32, owner (m,) int rising. Products are float32, sums float64.
+        images (n, d) and texts (m, d), owner (m,) int. Everything is summed in float64: least squares divides by
+        directions in which the pairs hardly vary, where the rounding of float32 products is all there would be.
         """
-        captions = np.bincount(owner, minlength=len(images)).astype(np.float32)
+        images = images.astype(np.float64)
+        captions = np.bincount(owner, minlength=len(images))
         text_of_image = np.zeros_like(images)
         np.add.at(text_of_image, owner, texts)
         self.count = self.count + len(texts)
-        self.image_sum += (images * captions[:, None]).sum(0, dtype=np.float64)
+        self.image_sum += (images * captions[:, None]).sum(0)
         self.text_sum += texts.sum(0, dtype=np.float64)
         self.image_image += (images * captions[:, None]).T @ images
         self.text_image += text_of_image.T @ images
@@ -91,7 +93,7 @@ def solve_ridge(image_image: np.ndarray, text_image: np.ndarray, strength: float
     """W = E'F (F'F + lambda I)^-1 with lambda = strength * trace(F'F) / d, so that a strength means the same for
     any number of pairs and any scale."""
     dim = len(image_image)
-    penalty = strength * np.trace(image_image) / dim
+    penalty = max(strength * np.trace(image_image) / dim, 1e-12)  # a single centred pair has no variance at all
     return scipy.linalg.solve(image_image + penalty * np.eye(dim), text_image.T, assume_a="pos").T
 
 
@@ -162,9 +164,15 @@ class LinearAlignment:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LinearAlignment:
-        """What `to_bytes` wrote; raises UserError if it is something else."""
+        """What `to_bytes` wrote; raises UserError if it is something else, or holds NaN or infinite numbers."""
         try:
-            return cls(**safetensors.numpy.load(data))
+            fitted = cls(**safetensors.numpy.load(data))
+            dim = len(fitted.weight)
+            if [x.shape for x in (fitted.weight, fitted.image_mean, fitted.text_mean)] != [(dim, dim), (dim,), (dim,)]:
+                raise ValueError("its shapes do not fit together")
+            if not all(np.isfinite(x).all() for x in (fitted.weight, fitted.image_mean, fitted.text_mean)):
+                raise ValueError("it holds NaN or infinite numbers")
+            return fitted
         except Exception as error:  # safetensors raises its own kinds
             raise UserError(
                 f"--alignment holds no alignment of recap-ray ({error}): fit one with fit-alignment"

@@ -50,12 +50,15 @@ def main(job: str | None = None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Runs one command and returns its exit code; a user's mistake is one line on standard error."""
     try:
-        return app(arguments, standalone_mode=False) or 0
+        code = app(arguments, standalone_mode=False) or 0
+        if code == 130:  # what typer makes of Ctrl-C
+            print("recap-ray: stopped; the same command goes on from here", file=sys.stderr)
+        return code
     except UsageError as error:
         message = error.format_message()
     except UserError as error:
         message = str(error)
-    print(f"recap-ray: {message}", file=sys.stderr)
+    print(f"recap-ray: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
@@ -63,8 +66,10 @@ def _command(settings: type[s.RaySettings], target: str) -> Callable[..., int]:
     """A function with one parameter a field of `settings`, for typer to make flags of."""
 
     def command(config: str | None = None, **values: Any) -> int:
+        given = settings(**values)
+        given.check()
         module, function = target.split(":")
-        return getattr(importlib.import_module(module), function)(settings(**values))
+        return getattr(importlib.import_module(module), function)(given)
 
     command.__doc__ = settings.__doc__
     config_flag = typer.Option(
@@ -95,7 +100,7 @@ def _read_config(context: typer.Context, path: str | None) -> str | None:
             content = yaml.safe_load(file) or {}
     except OSError as error:
         raise UserError(f"--config {path} could not be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path} holds no mapping: expected lines like 'images: photos/'")

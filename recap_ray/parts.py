@@ -35,8 +35,11 @@ class Part:
     rows: int
 
     def read_listing(self) -> pa.Table:
-        """The part's images: columns key, source."""
-        return pq.ParquetFile(self.plan).read_row_group(self.row_group)
+        """The part's images: columns key, source. Raises RuntimeError if the plan is not the one it was cut from."""
+        listing = pq.ParquetFile(self.plan).read_row_group(self.row_group)
+        if not self.name.endswith(_digest(listing["key"].to_pylist())):
+            raise RuntimeError(f"{self.plan} was changed while {self.name} was under way: run the command again")
+        return listing
 
 
 def plan_parts(folder: Path, listing: pa.Table, part_rows: int) -> list[Part]:

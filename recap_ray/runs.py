@@ -1,8 +1,9 @@
 """A run is one output folder: whose it is, what made it, and whether it is finished.
 
-    O/run.json       settings as resolved, fingerprint, versions, status
+    O/run.json       settings as resolved, fingerprint, what it was taken of
     O/summary.json   what came out
-    O/_SUCCESS       every input image has its row
+    O/_SUCCESS       all is done
+    O/.lock          held by the one driver that works on the folder; the system lets go of it when a process dies
 
 The fingerprint is a digest of everything that shapes the output (models, alignment, index, prompt, decoding). The same
 fingerprint in the same folder is the same run, to be resumed; another one is refused before anything is written.
@@ -10,6 +11,7 @@ fingerprint in the same folder is the same run, to be resumed; another one is re
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,17 +19,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from recap_ray import __version__
 from recap_ray.errors import UserError
 from recap_ray.parts import commit
 from recap_ray.sources import require_local
 
+# What a job commits first; a folder without any of it holds no work.
+RESULTS = ("captions/part-*.parquet", "shard-*.faiss", "alignment.safetensors")
+
+# Kept open until the process ends: closing a file gives up its lock.
+_locks: dict[Path, IO[str]] = {}
+
 
 @dataclass(frozen=True)
 class Run:
-    """One output folder that belongs to one fingerprint."""
+    """One output folder that belongs to one fingerprint; workers get a copy, the driver holds the lock."""
 
     folder: Path
     fingerprint: str
@@ -52,11 +60,17 @@ class Run:
 def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mapping[str, Any]) -> Run:
     """The run in folder `output`, begun or resumed; `shaping` is what the fingerprint is taken of.
 
-    Raises UserError if the folder holds another run, or files that are no run.
+    Raises UserError if the folder holds another run's work, or files that are no run, or if another process is at
+    work on it. A run that was given up before its first result leaves nothing worth keeping, and is replaced.
     """
     folder, fingerprint = output_folder(output), digest_of({"job": job, **shaping})
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         _check_same_run(folder, fingerprint, shaping, job)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder") from None
     run = Run(folder, fingerprint)
     content = {
         "job": job,
@@ -66,7 +80,6 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "recap_ray": __version__,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     run.write("run.json", content)
     return run
 
@@ -81,6 +94,20 @@ def output_folder(output: str) -> Path:
     if folder.is_file():
         raise UserError(f"--output {output} is a file: expected a folder, new or of the same run")
     return folder.resolve()
+
+
+def output_file(output: str) -> Path:
+    """The file `output` as an absolute path; raises UserError, before any work is done, if it could not be written."""
+    path = output_folder(str(Path(output).parent)) / Path(output).name
+    if path.is_dir():
+        raise UserError(f"--output {output} is a folder: expected the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        commit(path.with_name(f".{path.name}.probe"), lambda probe: probe.touch())
+        path.with_name(f".{path.name}.probe").unlink()
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}): name another file") from None
+    return path
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
@@ -119,11 +146,31 @@ def file_stamp(path: str) -> dict[str, Any]:
     return {"path": os.path.abspath(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
+def _lock(folder: Path) -> None:
+    """Makes this process the only one to plan and sweep in `folder`; on a file system without locks it does nothing."""
+    if folder in _locks:
+        return
+    file = open(folder / ".lock", "w")  # noqa: SIM115  (held open on purpose)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"--output {folder}: another recap-ray is at work on it; wait for it, or stop it first"
+        ) from None
+    except OSError:
+        return
+    _locks[folder] = file
+
+
 def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], job: str) -> None:
     if not (folder / "run.json").exists():
         raise UserError(f"--output {folder} is not empty and holds no run of recap-ray: name a new folder")
     old = read_json(folder / "run.json", "the run in --output")
     if old.get("fingerprint") == fingerprint:
+        return
+    if not any(result for pattern in RESULTS for result in folder.glob(pattern)):
+        for path in [*folder.glob("plan/*"), *folder.glob("shard-*.parquet")]:
+            path.unlink()
         return
     before = old.get("made_from", {})
     changed = [name for name in shaping if before.get(name) != shaping[name]] if old.get("job") == job else ["job"]

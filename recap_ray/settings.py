@@ -19,6 +19,21 @@ class RaySettings:
     num_cpus: Annotated[int | None, "CPUs of the local Ray that is started; default all of them"] = None
     object_store_mb: Annotated[int, "shared memory of the local Ray, MiB"] = 2048
 
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        self.require("num_cpus", self.num_cpus is None or self.num_cpus >= 1, "at least 1")
+        self.require("object_store_mb", self.object_store_mb >= 80, "at least 80, Ray's own minimum")
+
+    def require(self, name: str, good: bool, expected: str) -> None:
+        """Raises UserError unless the setting `name` is good."""
+        if not good:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)!r}: expected {expected}")
+
+    def require_positive(self, *names: str) -> None:
+        """Raises UserError unless all these settings are at least 1."""
+        for name in names:
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitAlignmentSettings(RaySettings):
@@ -36,6 +51,11 @@ class FitAlignmentSettings(RaySettings):
     max_image_bytes: Annotated[int, "larger files are errors"] = 64 * 2**20
     max_image_pixels: Annotated[int, "larger pictures are errors"] = 100_000_000
 
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        self.require_positive("held_out", "part_rows", "max_image_bytes", "max_image_pixels")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuildIndexSettings(RaySettings):
@@ -46,6 +66,11 @@ class BuildIndexSettings(RaySettings):
     clip: Annotated[str, "open_clip model:weights, hf-hub:..., local-dir:PATH, or tiny"] = "ViT-B-32:openai"
     shard_rows: Annotated[int, "captions a shard"] = 100_000
     device: Annotated[str, "auto, cpu, cuda"] = "auto"
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        self.require_positive("shard_rows")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,19 +103,14 @@ class CaptionSettings(RaySettings):
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
-        checks = [
-            ("--neighbours", self.neighbours, self.neighbours >= 1, "at least 1"),
-            ("--candidates", self.candidates, self.candidates >= 1, "at least 1"),
-            ("--temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
-            ("--top-k", self.top_k, self.top_k >= 1, "at least 1"),
-            ("--top-p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("--max-new-tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
-            ("--part-rows", self.part_rows, self.part_rows >= 1, "at least 1"),
-            ("--prompt", repr(self.prompt), "{neighbours}" in self.prompt, "a text that contains {neighbours}"),
-        ]
-        for flag, given, good, expected in checks:
-            if not good:
-                raise UserError(f"{flag} {given}: expected {expected}")
+        super().check()
+        self.require_positive("neighbours", "candidates", "top_k", "max_new_tokens", "part_rows")
+        self.require_positive("max_image_bytes", "max_image_pixels")
+        self.require("temperature", self.temperature >= 0, "0 (greedy) or more")
+        self.require("top_p", 0 < self.top_p <= 1, "above 0, at most 1")
+        self.require("max_error_rate", 0 <= self.max_error_rate <= 1, "a share, from 0 to 1")
+        self.require("gpu_actors", self.gpu_actors is None or self.gpu_actors >= 1, "at least 1")
+        self.require("prompt", "{neighbours}" in self.prompt, "a text that contains {neighbours}")
         if self.temperature == 0 and self.candidates > 1:
             raise UserError("--temperature 0 writes the same caption every time: add --candidates 1")
 
@@ -123,6 +143,11 @@ class ReportSettings(RaySettings):
     output: Annotated[str, "HTML file to write"]
     images: Annotated[int, "how many images to show, evenly spread over the run"] = 500
 
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        self.require_positive("images")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings(RaySettings):
@@ -133,3 +158,8 @@ class DemoSettings(RaySettings):
     fit_images: Annotated[int, "outlined scenes to fit the alignment on"] = 2000
     index_captions: Annotated[int, "captions in the index"] = 3000
     held_out_images: Annotated[int, "outlined scenes to caption, none of which any model has seen"] = 500
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        self.require_positive("fit_images", "index_captions", "held_out_images")

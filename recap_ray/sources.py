@@ -27,6 +27,7 @@ def list_images(images: str) -> pa.Table:
     Hidden files and folders are passed over. Raises UserError if nothing is there.
     """
     require_local(images, "--images")
+    images = os.path.expanduser(images)
     if os.path.isdir(images):
         root, found = images, _walk(images)
     elif glob.has_magic(images):
@@ -39,13 +40,16 @@ def list_images(images: str) -> pa.Table:
             f"--images {images} does not exist: expected a folder of images or a pattern like 'photos/*.jpg'"
         )
     listing = sorted(
-        (Path(path).relative_to(root).as_posix(), os.path.abspath(path)) for path in found if is_image_name(path)
+        {(Path(path).relative_to(root).as_posix(), os.path.abspath(path)) for path in found if is_image_name(path)}
     )
     if not listing:
         raise UserError(
             f"--images {images} holds no image: expected files ending in {' '.join(sorted(IMAGE_SUFFIXES))}"
         )
     keys, files = zip(*listing)
+    for key in keys:
+        if not _is_text(key):
+            raise UserError(f"--images {images} has the file name {os.fsencode(key)!r}, which is not UTF-8: rename it")
     return pa.table([pa.array(keys), pa.array(files)], schema=LISTING_SCHEMA)
 
 
@@ -54,10 +58,11 @@ def read_image_bytes(source: str, max_bytes: int) -> bytes:
     try:
         with open(source, "rb") as file:
             data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise ImageError("unreadable", error.strerror or str(error)) from None
+            size = os.fstat(file.fileno()).st_size
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError("unreadable", getattr(error, "strerror", None) or str(error)) from None
     if len(data) > max_bytes:
-        raise ImageError("too_many_bytes", f"{os.path.getsize(source)} bytes, the limit is {max_bytes}")
+        raise ImageError("too_many_bytes", f"{size} bytes, the limit is {max_bytes}")
     return data
 
 
@@ -75,9 +80,23 @@ def require_local(path: str, flag: str) -> None:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(parent, name) for name in files if not name.startswith("."))
+    """Every file in a folder and below; linked files count, linked folders do not, for they may lead in circles."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
+            elif entry.is_file():
+                yield entry.path
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # what Python makes of undecodable bytes
+        return False
+    return True
 
 
 def _folder_before_wildcards(pattern: str) -> str:

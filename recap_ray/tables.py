@@ -16,13 +16,14 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from recap_ray.errors import UserError
@@ -74,12 +75,14 @@ def _columns(path: str, flag: str, with_image: bool) -> Iterator[pa.Table]:
     try:
         for batch in batches:
             yield _pick(batch, path, flag, with_image)
-    except (pa.ArrowInvalid, UnicodeDecodeError, json.JSONDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{flag} {path} could not be read as {suffix}: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        # What damaged or unexpected files make of readers; the first line of it says enough.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{flag} {path} could not be read as {suffix}: {reason}") from None
 
 
 def _pick(table: pa.Table, path: str, flag: str, with_image: bool) -> pa.Table:
-    """The columns `caption` and, if asked for, `image`, one caption a row, blank ones left out."""
+    """The columns `caption` and, if asked for, `image`, one caption a row; rows that lack one are left out."""
     caption = _column(table, CAPTION_COLUMNS, "caption", path, flag)
     columns = {"image": _column(table, IMAGE_COLUMNS, "image", path, flag)} if with_image else {}
     if pa.types.is_list(caption.type) or pa.types.is_large_list(caption.type):
@@ -88,7 +91,7 @@ def _pick(table: pa.Table, path: str, flag: str, with_image: bool) -> pa.Table:
         columns = {name: column.take(owner) for name, column in columns.items()}
         caption = pc.list_flatten(caption)
     flat = pa.table({**columns, "caption": caption}).cast(pa.schema([(n, pa.string()) for n in [*columns, "caption"]]))
-    flat = flat.set_column(len(columns), "caption", pc.utf8_trim_whitespace(flat["caption"]))
+    flat = flat.set_column(len(columns), "caption", pc.utf8_trim_whitespace(flat["caption"])).drop_null()
     return flat.filter(pc.greater(pc.utf8_length(flat["caption"]), 0))
 
 
@@ -104,8 +107,8 @@ def _column(table: pa.Table, names: tuple[str, ...], what: str, path: str, flag:
 
 def _open_text(path: str) -> IO[str]:
     if path.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return open(path, encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")  # -sig: Excel writes a byte order mark
 
 
 def _read_lines(path: str, batch_rows: int = 65_536) -> Iterator[pa.Table]:
@@ -118,10 +121,10 @@ def _read_csv(path: str) -> Iterator[pa.Table]:
     tabs = path.removesuffix(".gz").lower().endswith(".tsv")
     delimiter = "\t" if tabs else ","
     with _open_text(path) as file:
-        first = file.readline().rstrip("\r\n").split(delimiter)
-    known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS}
-    if not first[0]:
+        row, line = next(((i, line.rstrip("\r\n")) for i, line in enumerate(file) if line.strip()), (0, None))
+    if line is None:
         return
+    first, known = line.split(delimiter), {*IMAGE_COLUMNS, *CAPTION_COLUMNS}
     names = [cell.strip('"').strip().lower() for cell in first]
     header = bool(known & set(names))
     if not header:  # two bare columns are the usual (image, caption); one is captions
@@ -132,7 +135,7 @@ def _read_csv(path: str) -> Iterator[pa.Table]:
             [batch]
             for batch in pa.csv.open_csv(
                 path,
-                pa.csv.ReadOptions(column_names=names, skip_rows=int(header)),
+                pa.csv.ReadOptions(column_names=names, skip_rows=row + header),
                 # Captions in TSV files carry bare quotes; in CSV files a quote quotes.
                 pa.csv.ParseOptions(
                     delimiter=delimiter, quote_char=False if tabs else '"', newlines_in_values=not tabs
@@ -143,8 +146,16 @@ def _read_csv(path: str) -> Iterator[pa.Table]:
     )
 
 
-def _read_jsonl(path: str) -> Iterator[pa.Table]:
-    yield pa.json.read_json(path)
+def _read_jsonl(path: str, batch_rows: int = 65_536) -> Iterator[pa.Table]:
+    """By Python's own reader: Arrow's makes dates of names that look like dates, and refuses long lines."""
+    known = (*IMAGE_COLUMNS, *CAPTION_COLUMNS)
+    with _open_text(path) as file:
+        rows = (json.loads(line) for line in file if line.strip())
+        while batch := list(islice(rows, batch_rows)):
+            if stray := next((row for row in batch if not isinstance(row, dict)), None):
+                raise TypeError(f"a line holds {str(stray)[:50]!r}, expected an object")
+            names = [name for name in known if name in batch[0]] or list(batch[0])
+            yield pa.table({name: [row.get(name) for row in batch] for name in names})
 
 
 def _read_parquet(path: str) -> Iterator[pa.Table]:
@@ -158,10 +169,10 @@ def _read_coco(path: str) -> Iterator[pa.Table]:
     with _open_text(path) as file:
         content = json.load(file)
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise UserError(f"{path} is no COCO captions file: expected an object with 'images' and 'annotations'")
+        raise ValueError("it is no COCO captions file: expected an object with 'images' and 'annotations'")
     names = {image["id"]: image["file_name"] for image in content["images"]}
     notes = content["annotations"]
     missing = next((note for note in notes if note["image_id"] not in names), None)
     if missing:
-        raise UserError(f"{path}: annotation {missing.get('id')} is of the unknown image {missing['image_id']}")
+        raise ValueError(f"annotation {missing.get('id')} is of the unknown image {missing['image_id']}")
     yield pa.table({"image": [names[n["image_id"]] for n in notes], "caption": [n["caption"] for n in notes]})

@@ -74,6 +74,20 @@ def test_solvers_equal_independent_references(n, center):
         assert np.abs(fitted.weight - weight).max() < 1e-4, method
 
 
+@pytest.mark.parametrize("n, dim", [(100, 128), (400, 512), (600, 512)])
+def test_least_squares_is_of_least_norm_where_pairs_are_few(n, dim):
+    images, texts = embeddings(n, dim)
+    fitted = solve(moments_of(images, texts), Recipe("least-squares", False))
+    expected = np.linalg.lstsq(images.astype(np.float64), texts.astype(np.float64), rcond=None)[0].T
+    assert np.abs(fitted.weight - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("recipe", recipes("auto"), ids=str)
+def test_every_recipe_survives_a_single_pair(recipe):
+    images, texts = embeddings(1, 8)
+    assert np.isfinite(solve(moments_of(images, texts), recipe)(images)).all()
+
+
 def test_procrustes_is_orthogonal_and_recovers_a_turn():
     texts = embeddings(100, 8)[1]
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
@@ -98,7 +112,9 @@ def test_a_saved_map_is_read_back_and_another_file_refused():
     fitted = solve(moments_of(*embeddings(50, 8)), Recipe("ridge", True, 0.1))
     images = embeddings(5, 8)[0]
     assert np.array_equal(LinearAlignment.from_bytes(fitted.to_bytes())(images), fitted(images))
-    for data in (b"no safetensors", Moments.zeros(2).to_bytes()):
+    broken = LinearAlignment(np.full((2, 2), np.nan, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32))
+    askew = LinearAlignment(np.eye(2, 3, dtype=np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32))
+    for data in (b"no safetensors", Moments.zeros(2).to_bytes(), broken.to_bytes(), askew.to_bytes()):
         with pytest.raises(UserError, match="holds no alignment"):
             LinearAlignment.from_bytes(data)
 

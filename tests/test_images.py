@@ -76,7 +76,7 @@ def test_bad_bytes_are_an_error_with_a_code(data, code):
 
 def test_limits_are_checked_before_decoding():
     bomb = encoded(Image.new("1", (20_000, 20_000)))
-    with pytest.raises(ImageError, match="^too_many_pixels: .*400000000"):
+    with pytest.raises(ImageError, match="^too_many_pixels: 20000 x 20000 pixels"):
         decode(bomb)
     with pytest.raises(ImageError, match="^too_many_pixels: 90 x 60 pixels, the limit is 100"):
         decode(encoded(picture()), ImageLimits(max_pixels=100))

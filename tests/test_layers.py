@@ -12,6 +12,7 @@ PACKAGE = Path(recap_ray.__file__).parent
 LAYERS = ["cli", "pipelines", "captioners", "report", "caption_index", "models", "metrics"]
 BOTTOM = {
     "alignment",
+    "artifacts",
     "images",
     "tables",
     "sources",

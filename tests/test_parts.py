@@ -1,4 +1,5 @@
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recap_ray.parts import commit, finished_parts, plan_parts, remove_leftovers
@@ -30,6 +31,13 @@ def test_new_images_never_move_planned_ones(tmp_path):
     after = plan_parts(tmp_path, listing(*"abcdef"), 2)
     assert after[: len(before)] == before
     assert keys_of(after[len(before) :]) == [["a", "c"], ["e"]]
+
+
+def test_a_part_refuses_a_plan_that_is_not_its_own(tmp_path):
+    part = plan_parts(tmp_path, listing(*"abcd"), 2)[1]
+    pq.write_table(listing(*"wxyz"), part.plan, row_group_size=2)
+    with pytest.raises(RuntimeError, match="was changed while"):
+        part.read_listing()
 
 
 def test_another_part_size_leaves_planned_parts_alone(tmp_path):

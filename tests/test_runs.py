@@ -1,19 +1,59 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.runs import open_run, output_folder, read_json
+from recap_ray.runs import open_run, output_file, output_folder, read_json
+
+
+def commit_a_part(output) -> None:
+    (Path(output) / "captions").mkdir()
+    (Path(output) / "captions" / "part-000000-x.parquet").touch()
 
 
 def test_the_same_settings_are_the_same_run_and_others_are_refused(tmp_path):
     output = str(tmp_path / "out")
     run = open_run(output, "caption", {"clip": "a", "seed": 0}, {"clip": "a"})
+    commit_a_part(output)
     assert open_run(output, "caption", {"seed": 0, "clip": "a"}, {"clip": "a"}) == run
     with pytest.raises(UserError, match=r"holds another run \(it differs in seed\)"):
         open_run(output, "caption", {"clip": "a", "seed": 1}, {})
     with pytest.raises(UserError, match=r"holds another run \(it differs in job\)"):
         open_run(output, "build-index", {"clip": "a", "seed": 0}, {})
+
+
+def test_a_run_given_up_before_its_first_result_is_replaced(tmp_path):
+    output = tmp_path / "out"
+    open_run(str(output), "caption", {"language_model": "gtp2"}, {})
+    (output / "plan").mkdir()
+    (output / "plan" / "plan-0000.parquet").touch()
+    open_run(str(output), "caption", {"language_model": "gpt2"}, {})
+    assert not list((output / "plan").iterdir())
+
+
+def test_two_processes_cannot_work_on_one_folder(tmp_path):
+    output = str(tmp_path / "out")
+    hold = f"from recap_ray.runs import open_run; open_run({output!r}, 'caption', {{}}, {{}}); print('held'); input()"
+    other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another recap-ray is at work on it"):
+        open_run(output, "caption", {}, {})
+    other.kill()
+    other.wait()
+    open_run(output, "caption", {}, {})  # a killed process holds nothing
+
+
+def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    for job_output in (lambda path: open_run(path, "caption", {}, {}), output_file):
+        with pytest.raises(UserError, match="cannot be written"):
+            job_output("/proc/nowhere/out")
+    with pytest.raises(UserError, match="is a folder: expected the name of a file"):
+        output_file(str(tmp_path))
+    assert output_file(str(tmp_path / "new" / "scores.json")) == tmp_path / "new" / "scores.json"
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):

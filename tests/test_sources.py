@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from recap_ray.errors import ImageError, UserError
@@ -37,6 +39,18 @@ def test_no_images_is_told_in_one_line(folder, images, message):
         list_images(images.format(folder))
 
 
+def test_a_file_found_twice_counts_once(folder):
+    assert list_images(f"{folder}/**/**/*.jpg")["key"].to_pylist() == ["a/b.jpg"]
+
+
+def test_what_is_no_file_is_passed_over_and_a_name_that_is_no_text_told(folder):
+    os.mkfifo(folder / "pipe.jpg")
+    assert "pipe.jpg" not in list_images(str(folder))["key"].to_pylist()
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    with pytest.raises(UserError, match="which is not UTF-8: rename it"):
+        list_images(str(folder))
+
+
 def test_bytes_are_read_up_to_the_limit(folder):
     (folder / "b.JPG").write_bytes(b"12345")
     assert read_image_bytes(str(folder / "b.JPG"), 5) == b"12345"
@@ -44,3 +58,5 @@ def test_bytes_are_read_up_to_the_limit(folder):
         read_image_bytes(str(folder / "b.JPG"), 4)
     with pytest.raises(ImageError, match="unreadable: No such file"):
         read_image_bytes(str(folder / "gone.jpg"), 4)
+    with pytest.raises(ImageError, match="unreadable: embedded null"):
+        read_image_bytes("a\0b.jpg", 4)

@@ -54,6 +54,20 @@ def test_every_format_gives_the_same_pairs_each_image_once(tmp_path):
         assert sorted(all_captions(path)) == sorted(caption for _, caption in ROWS), path
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["\n\nimage,caption\na.jpg,a dog\n", ",image,caption\n0,a.jpg,a dog\n", "\ufeffimage,caption\na.jpg,a dog\n"],
+)
+def test_tables_as_pandas_and_excel_write_them(tmp_path, text):
+    assert pairs_of(write(tmp_path / "pairs.csv", text)) == {"a.jpg": ["a dog"]}
+
+
+def test_names_that_look_like_dates_stay_names_and_rows_without_image_are_left_out(tmp_path):
+    lines = [{"image": "2020-01-01", "caption": "a day"}, {"image": None, "caption": "lost"}, {"caption": "lost too"}]
+    path = write(tmp_path / "pairs.jsonl", "\n".join(map(json.dumps, lines)))
+    assert pairs_of(path) == {"2020-01-01": ["a day"]}
+
+
 def test_text_lines_are_captions_and_blank_ones_are_left_out(tmp_path):
     path = write(tmp_path / "captions.txt", "a dog\r\n\n   \nà la plage\n")
     assert all_captions(path) == ["a dog", "à la plage"]
@@ -74,6 +88,14 @@ def test_one_bare_column_of_a_tsv_is_captions(tmp_path):
         ("pairs.csv", "image,caption\na,b\nc\n", "could not be read as .csv"),
         ("pairs.parquet", "no parquet", "could not be read as .parquet"),
         ("pairs.json", "[]", "is no COCO captions file"),
+        ("pairs.json", '{"images": [{}], "annotations": []}', "could not be read as .json: 'id'"),
+        (
+            "pairs.json",
+            '{"images": [], "annotations": [{"id": 7, "image_id": 1}]}',
+            "annotation 7 is of the unknown image",
+        ),
+        ("pairs.jsonl", '["a list"]', "could not be read as .jsonl"),
+        ("pairs.csv", ",image,caption\n", "holds no pair"),
         ("pairs.tsv", "image\tcaption\n", "holds no pair of image and caption"),
         ("pairs.tsv", "", "holds no pair of image and caption"),
         ("pairs.tsv.gz", "no gzip", "could not be read as .tsv"),

@@ -12,7 +12,6 @@ CAPTIONERS: dict[str, type[Captioner]] = {"recap": ReCap}
 
 def make_captioner(settings: CaptionSettings) -> Captioner:
     """The captioner that `settings` name, checked but not loaded; raises UserError for a setting that cannot work."""
-    settings.check()
     if settings.method not in CAPTIONERS:
         raise UserError(f"--method {settings.method} is unknown: expected one of {', '.join(CAPTIONERS)}")
     return CAPTIONERS[settings.method](settings)

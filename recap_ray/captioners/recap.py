@@ -6,21 +6,24 @@ arXiv 2307.05591. The image itself never enters the language model; candidates a
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recap_ray.alignment import LinearAlignment
+from recap_ray.artifacts import open_alignment
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.captioners.base import Captioner
 from recap_ray.errors import UserError
 from recap_ray.images import ImagePreparer
 from recap_ray.metrics.clip_score import CLIP_S_PREFIX, clip_score
 from recap_ray.models.clip import ClipCard, ClipEncoder
-from recap_ray.models.device import choose_device
-from recap_ray.models.language_model import LanguageModel, Sampling, language_model_identity
-from recap_ray.runs import file_digest, read_json
+from recap_ray.models.device import check_device, choose_device
+from recap_ray.models.language_model import (
+    LanguageModel,
+    Sampling,
+    check_language_model,
+    language_model_identity,
+)
 from recap_ray.settings import CaptionSettings
 
 
@@ -31,8 +34,12 @@ class ReCap(Captioner):
         self.settings = settings
         self.clip_card = ClipCard.of(settings.clip)
         self.language_model_identity = language_model_identity(settings.language_model)
-        self.index_card = check_index(settings.index, self.clip_card)
-        self.alignment, self.alignment_digest = load_alignment(settings.alignment, self.clip_card)
+        check_language_model(settings.language_model, settings.max_new_tokens)
+        check_device(settings.device)
+        self.index_card = IndexCard.of(settings.index, self.clip_card.identity, self.clip_card.embed_dim)
+        self.alignment, self.alignment_digest = open_alignment(
+            settings.alignment, self.clip_card.identity, self.clip_card.embed_dim
+        )
         self.sampling = Sampling(
             settings.candidates,
             settings.temperature,
@@ -103,44 +110,6 @@ class ReCap(Captioner):
         scores = np.einsum("nmd,nd->nm", embeddings, aligned)
         blank = np.array([[text == "" for text in row] for row in candidates])
         return scores, np.where(blank, -np.inf, scores).argmax(1)
-
-
-def load_alignment(alignment: str | None, clip: ClipCard) -> tuple[LinearAlignment, str | None]:
-    """The map in a folder made by fit-alignment and its digest; no folder is the identity.
-
-    Raises UserError if the files are missing or damaged, or of another CLIP or dimension.
-    """
-    if alignment is None:
-        return LinearAlignment.identity(clip.embed_dim), None
-    folder = Path(alignment).expanduser()
-    card = read_json(folder / "alignment.json", f"--alignment {alignment} (make it with fit-alignment)")
-    if card.get("clip") != clip.identity:
-        raise UserError(
-            f"--alignment {alignment} was fitted for the CLIP {card.get('clip')}, but --clip is {clip.identity}: "
-            "use the same --clip, or fit again"
-        )
-    weights = folder / "alignment.safetensors"
-    if not weights.is_file():
-        raise UserError(f"--alignment {alignment}: {weights} does not exist; make it with fit-alignment")
-    fitted = LinearAlignment.from_bytes(weights.read_bytes())
-    if fitted.dim != clip.embed_dim:
-        raise UserError(
-            f"--alignment {alignment} maps {fitted.dim} dimensions, but the CLIP {clip.identity} has {clip.embed_dim}"
-        )
-    return fitted, file_digest(weights)
-
-
-def check_index(index: str, clip: ClipCard) -> IndexCard:
-    """The card of an index folder; raises UserError if it is missing or of another CLIP or dimension."""
-    card = IndexCard.of(index)
-    if card.clip != clip.identity:
-        raise UserError(
-            f"--index {index} was built with the CLIP {card.clip}, but --clip is {clip.identity}: "
-            "use the same --clip, or build the index again"
-        )
-    if card.dim != clip.embed_dim:
-        raise UserError(f"--index {index} has {card.dim} dimensions, but the CLIP {clip.identity} has {clip.embed_dim}")
-    return card
 
 
 def _where(keep: list[bool], values: list[Any]) -> list[Any]:

@@ -53,16 +53,20 @@ class ClipCard:
         if not folder.is_dir():
             raise UserError(f"--clip local-dir:{folder} does not exist: expected a folder with open_clip_config.json")
         config = read_json(folder / "open_clip_config.json", "--clip")
+        if not any(folder.glob("*.safetensors")):  # open_clip would also take a pickle, or none and run at random
+            raise UserError(f"--clip local-dir:{folder} could not be loaded: it holds no weights as .safetensors")
         return cls._of_config(config, f"local-dir:{folder}", identity=f"local-dir:{folder_identity(folder)}")
 
     @classmethod
     def _of_config(cls, config: dict[str, Any], name: str, identity: str) -> ClipCard:
         try:
             model, extra = config["model_cfg"], config.get("preprocess_cfg", {})
+            if model["text_cfg"].get("tokenizer_kwargs", {}).get("trust_remote_code"):
+                raise UserError(f"--clip {name} asks to run code of its own (trust_remote_code): use another model")
             preprocess = merge_preprocess_dict(_default_preprocess(model), extra)
             return cls(name, None, identity, model["embed_dim"], preprocess, False)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"--clip {name}: its open_clip_config.json lacks {error}") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"--clip {name}: its open_clip_config.json is not as expected ({error})") from None
 
     @classmethod
     def _of_built_in(cls, name: str) -> ClipCard:
@@ -105,7 +109,7 @@ class ClipEncoder:
                 require_pretrained=True,
             ).eval()
             self.tokenizer = open_clip.get_tokenizer(card.model_name)
-        self.device = device
+        self.device, self.embed_dim = device, card.embed_dim
         self.mean = torch.tensor(card.preprocess["mean"], device=device).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(card.preprocess["std"], device=device).view(1, 3, 1, 1) * 255
 
@@ -130,4 +134,4 @@ class ClipEncoder:
 
     def _stack(self, batches: Any) -> np.ndarray:
         rows = [batch.float().cpu().numpy() for batch in batches]
-        return np.concatenate(rows) if rows else np.zeros((0, self.model.text_projection.shape[-1]), np.float32)
+        return np.concatenate(rows) if rows else np.zeros((0, self.embed_dim), np.float32)

@@ -12,11 +12,18 @@ from recap_ray.errors import UserError
 
 def choose_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one, else the CPU; any other name is taken as torch's."""
+    check_device(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: torch sees no CUDA GPU on this machine; use --device auto or cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA GPU on this machine; use --device auto or cpu")
     return torch.device(device)
+
+
+def check_device(device: str) -> None:
+    """Raises UserError for a name that is no device; whether there is one shows where the models run."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device} is unknown: expected auto, cpu or cuda")
 
 
 @contextmanager
@@ -24,6 +31,6 @@ def load_errors(flag: str, name: str) -> Iterator[None]:
     """Turns the many ways in which a model can fail to load into one line that names the flag and the model."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, FileNotFoundError) as error:
+    except Exception as error:  # hub, safetensors, JSON and torch each raise kinds of their own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{flag} {name} could not be loaded: {reason}") from error

@@ -10,12 +10,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from recap_ray.errors import UserError
 from recap_ray.models.device import load_errors
 from recap_ray.models.names import LANGUAGE_MODEL_ALIASES, folder_identity
 
@@ -25,7 +27,7 @@ STOPS = (".", "\n")  # a caption is one sentence; models that were never taught 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How candidates are drawn: top-k, then nucleus (top-p), then temperature sampling; temperature 0 is greedy."""
+    """How candidates are drawn: by temperature, among the top-k and the nucleus (top-p); temperature 0 is greedy."""
 
     candidates: int = 8
     temperature: float = 0.7
@@ -41,6 +43,25 @@ def language_model_identity(name: str) -> str:
     return folder_identity(folder.resolve()) if folder.is_dir() else name
 
 
+def check_language_model(name: str, max_new_tokens: int) -> None:
+    """Raises UserError if there is no such model, or if it has no room for a prompt and so many new tokens.
+
+    Reads its configuration, not its weights.
+    """
+    with load_errors("--language-model", name):
+        config = AutoConfig.from_pretrained(LANGUAGE_MODEL_ALIASES.get(name, name), trust_remote_code=False)
+    if max_new_tokens > positions(config) // 2:
+        raise UserError(
+            f"--max-new-tokens {max_new_tokens}: --language-model {name} has {positions(config)} positions, "
+            "of which the prompt needs at least half"
+        )
+
+
+def positions(config: Any) -> int:
+    """How many tokens a model can attend to; a model without a limit gets GPT-2's."""
+    return getattr(config, "max_position_embeddings", None) or 1024
+
+
 class LanguageModel:
     """A loaded causal language model with its tokenizer."""
 
@@ -48,8 +69,12 @@ class LanguageModel:
         path = LANGUAGE_MODEL_ALIASES.get(name, name)
         disable_progress_bar()  # an actor's bar would be noise in the driver's log
         with load_errors("--language-model", name):
-            self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", truncation_side="left")
-            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                path, padding_side="left", truncation_side="left", trust_remote_code=False
+            )
+            model = AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+            )
         self.model, self.device = model.to(device).eval(), device
         if self.tokenizer.pad_token is None:  # GPT-2 has none; padding is masked, so any token will do
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -74,7 +99,7 @@ class LanguageModel:
         return captions
 
     def _tokenize(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        room = getattr(self.model.config, "max_position_embeddings", 1024) - max_new_tokens
+        room = positions(self.model.config) - max_new_tokens
         return self.tokenizer(list(prompts), truncation=True, max_length=room)["input_ids"] if prompts else []
 
     @torch.inference_mode()

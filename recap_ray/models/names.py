@@ -1,4 +1,4 @@
-"""How models are named: aliases for the embedded ones, and identities that do not depend on where a folder lies."""
+"""How models are named: aliases for the embedded ones, and identities that do not depend on where a folder is."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ import ray
 from recap_ray.caption_index.shard import captions_path, vectors_path, write_captions, write_vectors
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard, ClipEncoder
-from recap_ray.models.device import choose_device
+from recap_ray.models.device import check_device, choose_device
 from recap_ray.parts import remove_leftovers
 from recap_ray.pipelines.cluster import ModelActor, light_stage, model_stage, ray_session
 from recap_ray.progress import Progress
@@ -33,11 +33,10 @@ from recap_ray.tables import iter_captions
 
 def build_index(settings: BuildIndexSettings) -> int:
     """Builds the index, or what is missing of it; returns the exit code."""
+    check_device(settings.device)
     card = ClipCard.of(settings.clip)
     batches = iter_captions(settings.captions)
     first = next(batches, [])  # a missing or unreadable file is told before the output folder is touched
-    if settings.shard_rows < 1:
-        raise UserError(f"--shard-rows {settings.shard_rows}: expected at least 1")
     shaping = {"captions": file_stamp(settings.captions), "clip": card.identity, "shard_rows": settings.shard_rows}
     run = open_run(settings.output, "build-index", shaping, asdict(settings))
     if run.is_finished():

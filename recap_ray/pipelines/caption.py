@@ -7,6 +7,7 @@ O/reports/part-000000-<digest>.json        rows, errors by code and seconds of t
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,36 +32,46 @@ from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
 from recap_ray.settings import CaptionSettings
 from recap_ray.sources import list_images
 
+PATHS = ("images", "index", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
+
 
 def caption(settings: CaptionSettings) -> int:
     """Captions every image that has no row yet; returns the exit code."""
     captioner = make_captioner(settings)
+    preparer = captioner.preparer
     listing = list_images(settings.images)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-    shaping = {"images": settings.images, **captioner.identity, "limits": asdict(limits)}
-    run = open_run(settings.output, "caption", shaping, asdict(settings))
+    absolute = {name: os.path.abspath(path) for name in PATHS if (path := getattr(settings, name))}
+    shaping = {"images": absolute["images"], **captioner.identity, "limits": asdict(limits)}
+    run = open_run(settings.output, "caption", shaping, asdict(settings) | absolute)
     parts = plan_parts(run.folder / "plan", listing, settings.part_rows)
     remove_leftovers(run.folder / "captions")
     done = finished_parts(run.folder / "captions")
+    if unknown := done - {part.name for part in parts}:
+        raise UserError(
+            f"--output {settings.output} holds the part {min(unknown)}, which its plan does not know: "
+            "plan/ was changed by hand; put it back or name a new folder"
+        )
     todo = [part for part in parts if part.name not in done]
     progress = Progress("caption", sum(p.rows for p in parts), "images", sum(p.rows for p in parts if p.name in done))
     if todo:
         run.reopen()
         with ray_session(settings):
-            for report in caption_parts(todo, captioner, limits, run, settings).iter_rows():
+            loader = ImageLoader(preparer, limits)
+            for report in caption_parts(todo, loader, captioner, run, settings).iter_rows():
                 progress.update(report["rows"], report["errors"])
     progress.finish()
     return _finish(run, parts, progress, settings.max_error_rate)
 
 
 def caption_parts(
-    parts: list[Part], captioner: Captioner, limits: ImageLimits, run: Run, settings: CaptionSettings
+    parts: list[Part], loader: ImageLoader, captioner: Captioner, run: Run, settings: CaptionSettings
 ) -> ray.data.Dataset:
     """The life of an image as a Ray Data chain; each part enters as one block and leaves as one row of report."""
     return (
         ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts))
-        .map_batches(read_part, batch_format="numpy", **light_stage())
-        .map_batches(ImageLoader(captioner.preparer, limits), batch_format="numpy", **cpu_stage())
+        .map_batches(read_part, batch_format="pyarrow", **light_stage())
+        .map_batches(loader, batch_format="numpy", **cpu_stage())
         .map_batches(
             CaptionActor,
             fn_constructor_args=(captioner,),
@@ -71,15 +82,11 @@ def caption_parts(
     )
 
 
-def read_part(batch: dict[str, Any]) -> dict[str, Any]:
+def read_part(row: pa.Table) -> pa.Table:
     """The listing of a part: key and source of each image, with the part's name beside them."""
-    part = Part(**{name: column[0].item() if column.dtype != object else column[0] for name, column in batch.items()})
-    listing = part.read_listing()
-    return {
-        "part": np.full(part.rows, part.name, object),
-        "key": listing["key"].to_numpy(),
-        "source": listing["source"].to_numpy(),
-    }
+    part = Part(**row.to_pylist()[0])
+    listing = part.read_listing().replace_schema_metadata(None)
+    return listing.append_column("part", pa.array([part.name] * part.rows))
 
 
 class CaptionActor(ModelActor):
@@ -94,10 +101,11 @@ class CaptionActor(ModelActor):
         """The output rows of a block: decoded images captioned, the others with their error."""
         started = monotonic()
         good = np.flatnonzero(batch["error"] == "")
-        written = self.captioner.caption(batch["pixels"][good], [batch["key"][i] for i in good])
+        # A part may hold no good picture at all; captioners are never asked about none.
+        written = self.captioner.caption(batch["pixels"][good], [batch["key"][i] for i in good]) if len(good) else {}
         columns: dict[str, list[Any]] = {name: [None] * len(batch["key"]) for name in COLUMNS}
         columns["error"] = [error or None for error in batch["error"]]
-        for name in COLUMNS:
+        for name in written:
             for i, value in zip(good, written[name]):
                 columns[name][i] = value
         size = {name: [value or None for value in batch[name].tolist()] for name in ("width", "height")}
@@ -130,12 +138,14 @@ class PartWriter:
 
 def _finish(run: Run, parts: list[Part], progress: Progress, max_error_rate: float) -> int:
     """Checks that every part is there, writes summary.json and _SUCCESS, and gives the exit code."""
-    missing = [part.name for part in parts if part.name not in finished_parts(run.folder / "captions")]
+    finished = finished_parts(run.folder / "captions")
+    missing = [part.name for part in parts if part.name not in finished]
     if missing:
         raise RuntimeError(f"{len(missing)} parts were not written, the first is {missing[0]}: run the command again")
     summary = summarise(run.folder, parts)
-    if progress.done > progress.before:
+    if progress.done > progress.before:  # of the last session that had something to do
         summary |= {"seconds": round(progress.seconds, 1), "images_per_second": round(progress.rate, 2)}
+    if "seconds" in summary or not (run.folder / "summary.json").exists():
         run.write("summary.json", summary)
     run.succeed()
     errors = sum(summary["errors"].values())
@@ -153,8 +163,6 @@ def summarise(folder: Path, parts: list[Part]) -> dict[str, Any]:
     reports = [json.loads((folder / "reports" / f"{part.name}.json").read_text()) for part in parts]
     errors: Counter[str] = Counter()
     for report in reports:
-        if report["rows"] <= 0:
-            raise UserError(f"{folder}/reports/{report['part']}.json is damaged: remove the part and run again")
         errors.update(report["errors"])
     images = sum(report["rows"] for report in reports)
     return {

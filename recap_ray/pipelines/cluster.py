@@ -37,8 +37,13 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         common = {"logging_level": logging.ERROR, "log_to_driver": True}
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**common)
+        if address := os.environ.get("RAY_ADDRESS"):
+            try:
+                ray.init(**common)
+            except ConnectionError:
+                raise UserError(
+                    f"RAY_ADDRESS {address}: no Ray answers there; start it, or unset RAY_ADDRESS"
+                ) from None
         else:
             ray.init(
                 "local",
@@ -71,7 +76,10 @@ def model_stage(actors: int | None, device: str) -> dict[str, Any]:
     with two threads beside one busy process 100 times slower than with one.
     """
     gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-    default = gpus or max(1, int(ray.cluster_resources()["CPU"]) - 1)
+    default = gpus or max(1, int(_cpus()) - 1)
+    room = max(1, int((_cpus() - 1) / CPU_SHARE))
+    if actors and actors > room:  # without a CPU left for the stages around it nothing would ever move
+        raise UserError(f"--gpu-actors {actors}: {_cpus():g} CPUs have room for at most {room} beside the other stages")
     return {
         "batch_size": None,
         "num_cpus": CPU_SHARE,
@@ -113,7 +121,11 @@ class ModelActor(ABC):
 def cpu_stage() -> dict[str, Any]:
     """Arguments of `map_batches` for a stage of CPU work on whole blocks: a CPU each, less on very small machines,
     where whole CPUs would leave the other stages none."""
-    return {"batch_size": None, "num_cpus": min(1.0, ray.cluster_resources()["CPU"] / 4)}
+    return {"batch_size": None, "num_cpus": min(1.0, _cpus() / 4)}
+
+
+def _cpus() -> float:
+    return float(ray.cluster_resources().get("CPU", 1))
 
 
 def light_stage() -> dict[str, Any]:

@@ -39,9 +39,11 @@ def demo(settings: DemoSettings) -> int:
         def run(arguments: Sequence[str]) -> None:
             print(f"\n$ recap-ray {shlex.join(arguments)}", flush=True)
             command = [sys.executable, "-m", "recap_ray", *arguments]
-            code = subprocess.run(command, env=environment, check=False).returncode
-            if code:
-                raise UserError(f"the demo stopped: recap-ray {arguments[0]} ended with exit code {code}, see above")
+            subprocess.run(command, env=environment, check=True)
 
-        tell(folder, world, run)
+        try:
+            tell(folder, world, run)
+        except subprocess.CalledProcessError as error:
+            print(f"the demo stopped: the command above ended with exit code {error.returncode}", file=sys.stderr)
+            return 1
     return 0

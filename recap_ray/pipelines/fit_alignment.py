@@ -24,6 +24,7 @@ from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
 from recap_ray.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at
 from recap_ray.models.clip import ClipCard
+from recap_ray.models.device import check_device
 from recap_ray.parts import commit
 from recap_ray.pipelines.cluster import light_stage, ray_session
 from recap_ray.pipelines.embedding import EmbeddedPairs, embed_pairs
@@ -38,10 +39,13 @@ HELD_OUT_SHARE = 0.2
 def fit_alignment(settings: FitAlignmentSettings) -> int:
     """Fits, chooses and saves the map; returns the exit code."""
     candidates = recipes(settings.method, settings.center)
+    check_device(settings.device)
     card = ClipCard.of(settings.clip)
     pairs = locate_images(read_pairs(settings.pairs), settings)
     shaping = {
         "pairs": file_stamp(settings.pairs),
+        "image_root": os.path.abspath(image_root(settings)),
+        "limits": [settings.max_image_bytes, settings.max_image_pixels],
         "clip": card.identity,
         "method": settings.method,
         "center": settings.center,
@@ -80,9 +84,14 @@ def fit_alignment(settings: FitAlignmentSettings) -> int:
     return 0
 
 
+def image_root(settings: FitAlignmentSettings) -> str:
+    """The folder that the paths in the pairs are relative to."""
+    return os.path.expanduser(settings.image_root or str(Path(settings.pairs).parent))
+
+
 def locate_images(pairs: pa.Table, settings: FitAlignmentSettings) -> pa.Table:
     """The pairs with a column `source`: where each image is. Raises UserError if the first one is not there."""
-    root = settings.image_root or str(Path(settings.pairs).parent)
+    root = image_root(settings)
     sources = [os.path.abspath(os.path.join(root, image)) for image in pairs["image"].to_pylist()]
     if not any(os.path.isfile(source) for source in sources[:100]):
         raise UserError(

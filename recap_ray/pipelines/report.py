@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,24 +9,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from recap_ray.errors import ImageError, UserError
+from recap_ray.errors import ImageError
 from recap_ray.images import ImageLimits
 from recap_ray.outputs import open_output
 from recap_ray.parts import commit
 from recap_ray.pipelines.cluster import cpu_stage, ray_session
 from recap_ray.progress import Progress
 from recap_ray.report import render_gallery, thumbnail
-from recap_ray.runs import read_json
+from recap_ray.runs import output_file, read_json
 from recap_ray.settings import ReportSettings
-from recap_ray.sources import read_image_bytes, require_local
+from recap_ray.sources import read_image_bytes
 
 
 def report(settings: ReportSettings) -> int:
     """Writes the page and returns 0."""
     folder, run, files = open_output(settings.captions)
-    require_local(settings.output, "--output")
-    if settings.images < 1:
-        raise UserError(f"--images {settings.images}: expected at least 1")
+    output = output_file(settings.output)
     blocks = sample_rows(files, settings.images)
     progress = Progress("report", sum(map(len, blocks)), "pictures")
     limits = ImageLimits(run["settings"]["max_image_bytes"], run["settings"]["max_image_pixels"])
@@ -42,7 +39,6 @@ def report(settings: ReportSettings) -> int:
     progress.finish()
     summary = folder / "summary.json"
     page = render_gallery(rows, run, read_json(summary, "--captions") if summary.exists() else {})
-    output = Path(settings.output).expanduser().resolve()
     commit(output, lambda path: path.write_text(page, encoding="utf-8"))
     print(f"{len(rows):,} pictures, {len(page.encode()) / 1e6:.1f} MB: {output}")
     return 0

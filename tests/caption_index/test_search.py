@@ -70,7 +70,25 @@ def test_files_out_of_step_missing_or_damaged_are_refused(tmp_path):
 
 def test_an_unfinished_index_is_told(tmp_path):
     with pytest.raises(UserError, match="index.json does not exist"):
-        IndexCard.of(str(tmp_path))
+        IndexCard.of(str(tmp_path), "clip", 16)
     (tmp_path / "index.json").write_text(json.dumps({"clip": "x"}))
     with pytest.raises(UserError, match="index.json lacks 'dim'; build the index again"):
-        IndexCard.of(str(tmp_path))
+        IndexCard.of(str(tmp_path), "clip", 16)
+
+
+def test_the_card_is_checked_before_a_vector_is_read(tmp_path):
+    build(tmp_path, unit(10), [4])
+    card = {"clip": "clip", "dim": 16, "rows": 10, "shards": 2, "fingerprint": "x"}
+    for changes, message in [
+        ({}, None),
+        ({"clip": "other"}, "was built with the CLIP other, but --clip is clip"),
+        ({"dim": 8}, "has 8 dimensions, but the CLIP clip has 16"),
+        ({"rows": "x"}, "index.json is damaged"),
+        ({"shards": 3}, "lacks shard-00002.faiss: build the index again"),
+    ]:
+        (tmp_path / "index.json").write_text(json.dumps({**card, **changes}))
+        if message is None:
+            assert IndexCard.of(str(tmp_path), "clip", 16).shards == 2
+            continue
+        with pytest.raises(UserError, match=message):
+            IndexCard.of(str(tmp_path), "clip", 16)

@@ -85,7 +85,7 @@ def test_both_objects_are_recognised_in_either_order_whatever_else_is_said(capti
         "a red circle left of a green star.",
         "a red circle.",
         "a red circle left of a red circle.",
-        "a red circle left of a blue star and a green cross.",
+        "a red circle left of a blue star and a green square.",
         "red circle left of blue star.",
         "a red circle left of a blue star on a purple background.",
         "a red circle a blue star.",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -42,13 +44,24 @@ def test_shapes_stand_where_the_relation_says() -> None:
         assert where(pixels, "red")[0] < where(pixels, "blue")[0]
 
 
-def test_an_outline_leaves_the_inside_of_a_shape_to_the_background() -> None:
+def test_an_outline_is_a_line_around_a_paler_wash() -> None:
     for seed in range(20):
         filled, outlined = (np.asarray(render(SCENE, style, seed)).astype(float) for style in ("filled", "outlined"))
         row, column = (round(x) for x in where(filled, "red"))
-        assert nearest_colour(filled[row, column]) == "red"
-        assert nearest_colour(outlined[row, column]) == "white"
-        assert 0 < area(outlined, "red") < 0.6 * area(filled, "red")
+        paint, wash = filled[row, column], outlined[row, column]
+        assert nearest_colour(paint) == "red"
+        assert wash.mean() > paint.mean() + 20
+        assert 0 < area(outlined, "red") < 0.7 * area(filled, "red")
+
+
+@pytest.mark.parametrize(("background", "darker"), [("white", True), ("beige", True), ("grey", True), ("black", False)])
+def test_the_paper_of_the_outlined_style_is_squared(background: str, darker: bool) -> None:
+    scene = replace(SCENE, background=background)
+    filled, outlined = (np.asarray(render(scene, style, 0, size=128)).astype(float) for style in ("filled", "outlined"))
+    edge = slice(0, 4), slice(None)  # no shape comes near the upper edge when both stand side by side
+    assert filled[edge].std(axis=(0, 1)).max() < 1
+    change = (outlined[edge] - filled[edge]).mean(axis=2)
+    assert ((change < -60) if darker else (change > 60)).mean() > 0.1
 
 
 def test_an_unknown_style_is_told_with_the_known_ones() -> None:

@@ -22,7 +22,7 @@ from recap_ray.demo.train_language_model import PROMPT, make_batch
 def trained_briefly(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = [tmp_path_factory.mktemp(name) for name in ("once", "again")]
     for folder in folders:
-        train(folder, clip_steps=2, language_steps=2, pictures=64, caption_count=200)
+        train(folder, clip_steps=2, clip_image_steps=1, language_steps=2, pictures=64, language_scenes=200)
     return folders
 
 
@@ -117,15 +117,16 @@ def test_the_shipped_language_model_answers_with_sentences_of_the_grammar() -> N
     assert sum(parse(answer) is not None for answer in answers) >= 8
 
 
-def test_only_the_caption_and_its_end_are_learned() -> None:
+def test_a_training_row_is_the_prompt_the_caption_and_the_end_and_padding_is_not_learned() -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY_LANGUAGE_MODEL)
     heads, tails = ["Similar images show:", "a"], [" a red circle.", " on black."]
     tokens, labels = make_batch(tokenizer, heads, tails)
-    for row, tail in enumerate(tails):
+    for row, (head, tail) in enumerate(zip(heads, tails, strict=True)):
         learned = labels[row][labels[row] != -100].tolist()
-        assert tokenizer.decode(learned[:-1]) == tail
+        assert tokenizer.decode(learned[:-1]) == head + tail
         assert learned[-1] == tokenizer.eos_token_id
     assert (tokens[labels != -100] == labels[labels != -100]).all()
+    assert (tokens[labels == -100] == tokenizer.pad_token_id).all()
 
 
 def test_a_caption_that_is_true_of_a_neighbouring_picture_is_no_negative() -> None:

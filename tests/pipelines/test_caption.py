@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from recap_ray.errors import UserError
 from recap_ray.pipelines.caption import caption
 from recap_ray.pipelines.verify import verify
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY
@@ -44,7 +45,7 @@ def test_every_image_has_one_row_with_a_caption_and_its_scores(finished):
         assert row["neighbour_scores"] == sorted(row["neighbour_scores"], reverse=True)
         assert row["aligned_clip_score"] == max(row["candidate_scores"])
         assert 0 <= row["clip_score"] <= 2.5
-        assert (row["width"], row["height"]) == (64, 64)
+        assert (row["width"], row["height"]) == (128, 128)
         assert Path(row["source"]).name == row["key"]
 
 
@@ -75,6 +76,21 @@ def test_a_second_run_does_nothing_and_a_lost_part_is_done_again_alone(finished)
     assert after.pop(lost) != before.pop(lost)
     assert after == before
     assert rows_of(finished.output) == rows  # the draws of an image follow from its key
+
+
+def test_a_summary_lost_to_a_kill_is_written_again(finished):
+    for name in ("summary.json", "_SUCCESS"):
+        (Path(finished.output) / name).unlink()
+    assert caption(finished) == 0
+    assert json.loads((Path(finished.output) / "summary.json").read_text())["images"] == 60
+
+
+def test_a_part_that_no_plan_knows_is_told(finished):
+    stray = Path(finished.output) / "captions" / "part-999999-stray.parquet"
+    stray.touch()
+    with pytest.raises(UserError, match="holds the part part-999999-stray, which its plan does not know"):
+        caption(finished)
+    stray.unlink()
 
 
 def test_new_images_are_done_and_finished_parts_left_alone(built, tmp_path):
@@ -131,7 +147,7 @@ def test_bad_images_become_rows_with_errors_and_odd_ones_are_captioned(built, tm
     }
     for name, data in files.items():
         (images / name).write_bytes(data)
-    settings = built.caption_settings(tmp_path / "out", images=str(images))
+    settings = built.caption_settings(tmp_path / "out", images=str(images), part_rows=1)  # some parts are all bad
     assert caption(settings) == 1  # 3 of 10 are more than --max-error-rate allows
     assert verified(settings) == 0
     rows = {row["key"]: row for row in rows_of(settings.output)}
@@ -142,4 +158,4 @@ def test_bad_images_become_rows_with_errors_and_odd_ones_are_captioned(built, tm
     assert (rows["turned.jpg"]["width"], rows["turned.jpg"]["height"]) == (64, 96)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["errors"] == {"truncated": 1, "empty": 1, "not_an_image": 1}
-    assert caption(built.caption_settings(tmp_path / "out", images=str(images), max_error_rate=0.5)) == 0
+    assert caption(built.caption_settings(tmp_path / "out", images=str(images), part_rows=1, max_error_rate=0.5)) == 0

@@ -16,7 +16,7 @@ from recap_ray.images import ImagePreparer, decode
 from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.pipelines.build_index import build_index
 from recap_ray.pipelines.caption import caption
-from recap_ray.pipelines.evaluate import evaluate
+from recap_ray.pipelines.evaluate import evaluate, match_keys
 from recap_ray.pipelines.fit_alignment import fit_alignment, held_out_draw, held_out_threshold
 from recap_ray.pipelines.report import report
 from recap_ray.pipelines.verify import verify
@@ -162,6 +162,30 @@ def test_scores_come_with_what_they_were_made_of(built, run_folder, clip, tmp_pa
     expected = np.mean([(row >= row[i]).sum() == 1 for i, row in enumerate(cosines)])
     assert scores["retrieval"]["R@1"] == pytest.approx(expected, abs=0.02)
     assert "tokenizer python" in capsys.readouterr().out
+
+
+def test_a_file_name_matches_only_where_it_is_one_images_on_both_sides():
+    references = {"train/1.jpg": ["x"], "2.jpg": ["y"]}
+    assert match_keys(["train/1.jpg", "val/1.jpg"], references, "r") == {
+        "train/1.jpg": "train/1.jpg",
+        "val/1.jpg": None,
+    }
+    assert match_keys(["a/2.jpg"], references, "r") == {"a/2.jpg": "2.jpg"}
+    assert match_keys(["a/2.jpg", "b/2.jpg", "train/1.jpg"], references, "r") == {
+        "a/2.jpg": None,
+        "b/2.jpg": None,
+        "train/1.jpg": "train/1.jpg",
+    }
+
+
+def test_retrieval_refuses_an_alignment_that_has_changed(built, run_folder, tmp_path):
+    output = shutil.copytree(run_folder, tmp_path / "out")
+    run = json.loads((output / "run.json").read_text())
+    run["made_from"]["alignment"] = "another"
+    (output / "run.json").write_text(json.dumps(run))
+    given = {"captions": str(output), "references": str(built.world.references), "retrieval": True}
+    with pytest.raises(UserError, match="has changed since these captions were made"):
+        evaluate(EvaluateSettings(**given, output=str(tmp_path / "scores.json")))
 
 
 def test_references_of_other_images_are_told(run_folder, tmp_path):

@@ -85,8 +85,14 @@ def test_an_unknown_method(attempt):
 def test_an_output_of_another_run(attempt, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "run.json").write_text(json.dumps({"job": "caption", "fingerprint": "x", "made_from": {}}))
+    (tmp_path / "out" / "captions").mkdir()
+    (tmp_path / "out" / "captions" / "part-000000-x.parquet").touch()
     assert "holds another run" in attempt()
-    assert not (tmp_path / "out" / "captions").exists()
+    assert len(list((tmp_path / "out").rglob("*"))) == 3
+
+
+def test_an_output_of_nobody(attempt):
+    assert "cannot be written" in attempt(output="/proc/nowhere/out")
 
 
 def test_an_output_full_of_something_else(attempt, tmp_path):
@@ -105,6 +111,11 @@ def test_an_unknown_clip_and_language_model(attempt, tmp_path):
     "flags, message",
     [
         ({"neighbours": 0}, "--neighbours 0: expected at least 1"),
+        ({"gpu-actors": -3}, "--gpu-actors -3: expected at least 1"),
+        ({"device": "banana"}, "--device banana is unknown: expected auto, cpu or cuda"),
+        ({"max-new-tokens": 5000}, "--max-new-tokens 5000: --language-model tiny has"),
+        ({"language-model": "gtp2"}, "--language-model gtp2 could not be loaded"),
+        ({"num-cpus": 0}, "--num-cpus 0: expected at least 1"),
         ({"neighbours": 401}, "--neighbours 401: --index"),
         ({"top-p": 1.5}, "--top-p 1.5: expected above 0, at most 1"),
         ({"prompt": "no place"}, "expected a text that contains {neighbours}"),
