@@ -22,7 +22,7 @@ from recap_ray.demo.train_language_model import PROMPT, make_batch
 def trained_briefly(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = [tmp_path_factory.mktemp(name) for name in ("once", "again")]
     for folder in folders:
-        train(folder, clip_steps=2, clip_image_steps=1, language_steps=2, pictures=64, language_scenes=200)
+        train(folder, clip_steps=2, language_steps=2, pictures=64, language_scenes=200)
     return folders
 
 

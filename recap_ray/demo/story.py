@@ -1,0 +1,132 @@
+"""The whole story on the embedded world: render scenes, run the jobs as a user would, compare what came out.
+
+Scenes are drawn in the outlined style, which the tiny CLIP has never seen; the map is fitted on pictures of other
+scenes than those captioned, and no model was trained on any scene that is captioned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from recap_ray.demo.grammar import captions, names_both_objects
+from recap_ray.demo.render import render
+from recap_ray.demo.scenes import Scene, sample_scenes
+from recap_ray.parts import commit
+
+REFERENCES = 5  # captions of each held-out scene to score against
+PART_ROWS = 100  # small parts, so that progress shows
+# An index of 3,000 captions then tells of each pair of coloured shapes about ten times, as an index of millions does
+# of common things; with all 8 colours and 5 kinds it would be four times.
+COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
+KINDS = ("circle", "square", "triangle", "star")
+PICTURE_SIDE = 128  # pixels; the tiny CLIP sees 64
+
+
+@dataclass(frozen=True)
+class World:
+    """The rendered files: pairs to fit on, captions for the index, and held-out pictures with references."""
+
+    pairs: Path
+    index_captions: Path
+    images: Path
+    references: Path
+    scenes: dict[str, Scene]  # held-out key -> its scene
+
+    @classmethod
+    def render(cls, folder: Path, fit_images: int, index_captions: int, held_out_images: int, seed: int) -> World:
+        """Draws all scenes and writes them as PNG and JPEG files, TSV and text."""
+        fit = sample_scenes(fit_images, seed + 1, evaluation=False, colours=COLOURS, kinds=KINDS)
+        indexed = sample_scenes(index_captions, seed + 2, evaluation=False, colours=COLOURS, kinds=KINDS)
+        held_out = sample_scenes(held_out_images, seed + 3, evaluation=True, colours=COLOURS, kinds=KINDS)
+        fit_keys = draw_all(fit, folder / "fit-images", seed)
+        keys = draw_all(held_out, folder / "held-out-images", seed + 10_000_000)
+        world = cls(
+            folder / "fit-pairs.tsv",
+            folder / "index-captions.txt",
+            folder / "held-out-images",
+            folder / "held-out-references.tsv",
+            dict(zip(keys, held_out)),
+        )
+        pairs = [(f"fit-images/{key}", text) for key, s in zip(fit_keys, fit) for text in captions(s, 1, seed)]
+        references = [(key, text) for key, s in world.scenes.items() for text in captions(s, REFERENCES, seed)]
+        write_lines(world.pairs, ["image\tcaption", *("\t".join(pair) for pair in pairs)])
+        write_lines(world.references, ["image\tcaption", *("\t".join(pair) for pair in references)])
+        write_lines(world.index_captions, [text for s in indexed for text in captions(s, 1, seed)])
+        return world
+
+
+def tell(folder: Path, world: World, run: Callable[[Sequence[str]], None]) -> None:
+    """Runs every job on the rendered world through `run`, given the arguments of each command, and prints the table.
+
+    `run` raises if a command does not exit with 0.
+    """
+    clip, model = ["--clip", "tiny"], ["--language-model", "tiny"]
+    alignment, index = folder / "alignment", folder / "index"
+    outputs = {"no alignment": folder / "unaligned", "fitted alignment": folder / "aligned"}
+    run(["fit-alignment", "--pairs", str(world.pairs), *clip, "--output", str(alignment)])
+    run(["build-index", "--captions", str(world.index_captions), *clip, "--output", str(index)])
+    scores = {}
+    for name, output in outputs.items():
+        mapped = ["--alignment", str(alignment)] if name == "fitted alignment" else []
+        part_rows = ["--part-rows", str(PART_ROWS)]
+        wide = ["--neighbours", "6", "--candidates", "24", "--temperature", "1"]
+        what = ["--images", str(world.images), "--index", str(index), *mapped, *clip, *model, *wide, *part_rows]
+        run(["caption", *what, "--output", str(output)])
+        file = folder / f"{output.name}-scores.json"
+        references = ["--references", str(world.references), "--retrieval"]
+        run(["evaluate", "--captions", str(output), *references, "--output", str(file)])
+        scores[name] = table_row(output, file, world.scenes)
+    run(["verify", "--captions", str(outputs["fitted alignment"]), "--images", str(world.images)])
+    gallery = folder / "gallery.html"
+    run(["report", "--captions", str(outputs["fitted alignment"]), "--output", str(gallery)])
+    print(f"\n{len(world.scenes)} held-out outlined scenes\n\n{render_table(scores)}\n")
+    print(f"captions: {outputs['fitted alignment'] / 'captions'}\ngallery:  {gallery}")
+
+
+def table_row(output: Path, scores_file: Path, scenes: dict[str, Scene]) -> dict[str, str]:
+    """One row of the closing table, out of the files that the jobs wrote."""
+    scores = json.loads(scores_file.read_text())
+    summary = json.loads((output / "summary.json").read_text())
+    rows = pq.read_table(output / "captions", columns=["key", "caption"]).to_pylist()
+    right = sum(names_both_objects(row["caption"] or "", scenes[row["key"]]) for row in rows)
+    return {
+        "R@1": f"{scores['retrieval']['R@1']:.3f}",
+        "R@10": f"{scores['retrieval']['R@10']:.3f}",
+        "CIDEr": f"{scores['metrics']['CIDEr']:.3f}",
+        "BLEU-4": f"{scores['metrics']['BLEU-4']:.3f}",
+        "CLIP-S": f"{scores['metrics']['CLIP-S']:.3f}",
+        "aCLIP-S": f"{scores['metrics']['aCLIP-S']:.3f}",
+        "both objects right": f"{100 * right / len(rows):.1f} %",
+        "images/s": f"{summary['images_per_second']:.1f}",
+    }
+
+
+def render_table(rows: dict[str, dict[str, str]]) -> str:
+    """Named rows of equal columns as aligned text."""
+    header = ["", *next(iter(rows.values()))]
+    lines = [header, *([name, *row.values()] for name, row in rows.items())]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths)))
+        for line in lines
+    )
+
+
+def draw_all(scenes: Sequence[Scene], folder: Path, seed: int) -> list[str]:
+    """Draws scenes in the outlined style, PNG and JPEG in turn; gives the file names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    for i, scene in enumerate(scenes):
+        names.append(f"scene-{i:05d}.{'jpg' if i % 2 else 'png'}")
+        render(scene, "outlined", seed=seed + i, size=PICTURE_SIDE).save(folder / names[-1], quality=95)
+    return names
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Writes text lines, whole or not at all."""
+    commit(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
