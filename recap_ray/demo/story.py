@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from recap_ray.demo.grammar import captions, names_both_objects
-from recap_ray.demo.render import render
+from recap_ray.demo.render import HUE_TURN, render
 from recap_ray.demo.scenes import Scene, sample_scenes
 from recap_ray.parts import commit
 
@@ -85,6 +85,9 @@ def tell(folder: Path, world: World, run: Callable[[Sequence[str]], None]) -> No
     gallery = folder / "gallery.html"
     run(["report", "--captions", str(outputs["fitted alignment"]), "--output", str(gallery)])
     print(f"\n{len(world.scenes)} held-out outlined scenes\n\n{render_table(scores)}\n")
+    print(
+        f"In this style every ink is turned by {HUE_TURN} degrees of hue: what a caption calls blue is drawn in purple."
+    )
     print(f"captions: {outputs['fitted alignment'] / 'captions'}\ngallery:  {gallery}")
 
 

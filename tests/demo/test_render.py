@@ -48,10 +48,10 @@ def test_an_outline_is_a_line_around_a_paler_wash() -> None:
     for seed in range(20):
         filled, outlined = (np.asarray(render(SCENE, style, seed)).astype(float) for style in ("filled", "outlined"))
         row, column = (round(x) for x in where(filled, "red"))
-        paint, wash = filled[row, column], outlined[row, column]
-        assert nearest_colour(paint) == "red"
-        assert wash.mean() > paint.mean() + 20
-        assert 0 < area(outlined, "red") < 0.7 * area(filled, "red")
+        assert nearest_colour(filled[row, column]) == "red"
+        inside, across = outlined[row, column], outlined[row, : np.asarray(outlined).shape[1] // 2]
+        strength = across.max(axis=1) - across.min(axis=1)  # how coloured each pixel is; paper and squares are not
+        assert 30 < np.ptp(inside) < 0.8 * strength.max()
 
 
 @pytest.mark.parametrize(("background", "darker"), [("white", True), ("beige", True), ("grey", True), ("black", False)])
@@ -61,7 +61,7 @@ def test_the_paper_of_the_outlined_style_is_squared(background: str, darker: boo
     edge = slice(0, 4), slice(None)  # no shape comes near the upper edge when both stand side by side
     assert filled[edge].std(axis=(0, 1)).max() < 1
     change = (outlined[edge] - filled[edge]).mean(axis=2)
-    assert ((change < -60) if darker else (change > 60)).mean() > 0.1
+    assert ((change < -20) if darker else (change > 20)).mean() > 0.1
 
 
 def test_an_unknown_style_is_told_with_the_known_ones() -> None:
