@@ -44,7 +44,7 @@ class Texts:
 
 
 def train_language_model(output: Path, clip_folder: Path, steps: int, seed: int, count: int = SCENES) -> None:
-    """Train for twice `steps` batches and write a Hugging Face folder."""
+    """Train for `steps` batches and write a Hugging Face folder."""
     torch.manual_seed(seed)
     texts = embed_captions(count, clip_folder, seed)
     tokenizer = train_language_tokenizer(
@@ -53,8 +53,6 @@ def train_language_model(output: Path, clip_folder: Path, steps: int, seed: int,
     )
     model = GPT2LMHeadModel(config(tokenizer)).train()
     learn(model, tokenizer, texts, steps, seed)
-    torch.manual_seed(seed + 1)
-    learn(model, tokenizer, texts, steps, seed + 1)  # a warm restart: the copying is learned late
     model.eval().save_pretrained(output)
     tokenizer.save_pretrained(output)
 
