@@ -71,6 +71,9 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
         _lock(folder)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder") from None
+    if (folder / "run.json").exists():  # again: until now another process may have been at work
+        _check_same_run(folder, fingerprint, shaping, job)
+        _discard_given_up(folder, fingerprint)
     run = Run(folder, fingerprint)
     content = {
         "job": job,
@@ -166,11 +169,7 @@ def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], 
     if not (folder / "run.json").exists():
         raise UserError(f"--output {folder} is not empty and holds no run of recap-ray: name a new folder")
     old = read_json(folder / "run.json", "the run in --output")
-    if old.get("fingerprint") == fingerprint:
-        return
-    if not any(result for pattern in RESULTS for result in folder.glob(pattern)):
-        for path in [*folder.glob("plan/*"), *folder.glob("shard-*.parquet")]:
-            path.unlink()
+    if old.get("fingerprint") == fingerprint or not _has_results(folder):
         return
     before = old.get("made_from", {})
     changed = [name for name in shaping if before.get(name) != shaping[name]] if old.get("job") == job else ["job"]
@@ -178,3 +177,14 @@ def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], 
         f"--output {folder} holds another run (it differs in {', '.join(changed)}): "
         "name a new folder, or repeat the settings in its run.json to go on with it"
     )
+
+
+def _has_results(folder: Path) -> bool:
+    return any(result for pattern in RESULTS for result in folder.glob(pattern))
+
+
+def _discard_given_up(folder: Path, fingerprint: str) -> None:
+    """Removes what another run prepared in `folder` before it was given up; only the holder of the lock may."""
+    if read_json(folder / "run.json", "the run in --output").get("fingerprint") != fingerprint:
+        for path in [*folder.glob("plan/*"), *folder.glob("shard-*.parquet")]:
+            path.unlink()

@@ -39,8 +39,13 @@ def test_two_processes_cannot_work_on_one_folder(tmp_path):
     hold = f"from recap_ray.runs import open_run; open_run({output!r}, 'caption', {{}}, {{}}); print('held'); input()"
     other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another recap-ray is at work on it"):
-        open_run(output, "caption", {}, {})
+    plan = Path(output) / "plan" / "plan-0000.parquet"
+    plan.parent.mkdir()
+    plan.touch()
+    for shaping in ({}, {"seed": 1}):
+        with pytest.raises(UserError, match="another recap-ray is at work on it"):
+            open_run(output, "caption", shaping, {})
+    assert plan.exists()  # what the other one prepared is left alone
     other.kill()
     other.wait()
     open_run(output, "caption", {}, {})  # a killed process holds nothing
