@@ -17,14 +17,16 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.before = self.done = done  # what an earlier run did has no part in the rate
         self.errors = 0
+        self.note = ""
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.started = self.shown = time.monotonic()
         resumed = f", {done:,} already done" if done else ""
         self._print(f"{what}: {total:,} {unit}{resumed}", end="\n")
 
-    def update(self, count: int, errors: int = 0) -> None:
-        """Adds what was just done."""
+    def update(self, count: int, errors: int = 0, note: str = "") -> None:
+        """Adds what was just done; `note` (a loss, say) stands at the end of the line until the next one."""
+        self.note = note
         self.done += count
         self.errors += errors
         now = time.monotonic()
@@ -53,9 +55,10 @@ class Progress:
         if self.done < self.total and self.done > self.before:
             left = f", {duration((self.total - self.done) / self.rate)} left"
         share = 100 * self.done / max(self.total, 1)
+        note = f", {self.note}" if self.note else ""
         return (
             f"{self.what}: {self.done:,} of {self.total:,} {self.unit} ({share:.0f} %){errors}, "
-            f"{self.rate:,.1f} {self.unit}/s, {duration(self.seconds)}{left}"
+            f"{self.rate:,.1f} {self.unit}/s, {duration(self.seconds)}{left}{note}"
         )
 
     def _print(self, text: str, end: str) -> None:

@@ -1,9 +1,7 @@
 """One Ray and one small embedded world for the whole session."""
 
 import os
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +13,7 @@ torch.set_num_threads(1)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
-REPOSITORY = Path(__file__).parents[1]
 RAY_LIMITS = {"num_cpus": 2, "object_store_mb": 512}
-COMMAND = [sys.executable, "-m", "recap_ray"]
 TINY = {"clip": "tiny", "language_model": "tiny"}
 
 
@@ -38,6 +34,12 @@ class Built:
     world: object
     index: str
     alignment: str
+
+    def caption_flags(self, output, **changes) -> list[str]:
+        """The flags of a `caption` command over the held-out images, as a shell would pass them."""
+        given = {"images": self.world.images, "index": self.index, "alignment": self.alignment, **TINY}
+        flags = {"output": output, **given, **changes}
+        return [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
     def caption_settings(self, output, **changes):
         """Settings that caption the held-out images of the world."""

@@ -17,6 +17,14 @@ def test_a_line_tells_done_errors_rate_and_time_left(monkeypatch):
     assert progress.rate == 5.0  # what an earlier run did has no part in the rate
 
 
+def test_a_note_stands_at_the_end_of_the_line():
+    progress = Progress("train", 10, "steps", stream=io.StringIO())
+    progress.update(1, note="loss 0.123")
+    assert progress.line().endswith("left, loss 0.123")
+    progress.update(1)
+    assert "loss" not in progress.line()
+
+
 def test_a_log_gets_a_line_now_and_then_not_one_an_update(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("recap_ray.progress.time.monotonic", lambda: clock[0])

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from recap_ray.demo.grammar import captions, describe, parse
-from recap_ray.demo.progress import Progress
 from recap_ray.demo.render import render
 from recap_ray.demo.scenes import INVERSE, Scene, sample_scenes, variations
 from recap_ray.demo.tokenizer_training import train_clip_tokenizer
+from recap_ray.progress import Progress
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 32
@@ -73,8 +73,8 @@ def train_clip(output: Path, steps: int, seed: int, pictures: int = PICTURES) ->
 def learn(model: CLIP, tokenizer: Any, data: Pictures, steps: int, rng: random.Random) -> None:
     """Train both towers for `steps` batches."""
     optimizer, schedule = make_optimizer(model, steps, peak=PEAK_RATE)
-    progress = Progress("tiny CLIP", steps)
-    for step in range(steps):
+    progress = Progress("tiny CLIP", steps, "steps")
+    for _ in range(steps):
         groups = rng.sample(range(len(data.scenes) // GROUP), min(BATCH, len(data.scenes)) // GROUP)
         rows = [group * GROUP + i for group in groups for i in range(GROUP)]
         scenes = [data.scenes[row] for row in rows]
@@ -89,7 +89,7 @@ def learn(model: CLIP, tokenizer: Any, data: Pictures, steps: int, rng: random.R
         loss.backward()
         optimizer.step()
         schedule.step()
-        progress.update(step + 1, loss=loss.item())
+        progress.update(1, note=f"loss {loss.item():.3f}")
 
 
 def draw_pictures(groups: int, seed: int) -> Pictures:

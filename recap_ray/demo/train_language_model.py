@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from recap_ray.demo.grammar import describe
-from recap_ray.demo.progress import Progress
 from recap_ray.demo.scenes import Scene, canonical, sample_scenes
 from recap_ray.demo.tokenizer_training import train_language_tokenizer
 from recap_ray.demo.train_clip import encode_text, load_clip, make_optimizer
+from recap_ray.progress import Progress
 
 PROMPT = "Similar images show: {} This image shows:"
 CONTEXT_LENGTH = 320
@@ -61,8 +61,8 @@ def learn(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, texts: Tex
     """Train through one cycle of the learning rate."""
     rng = random.Random(f"train language model {seed}")
     optimizer, schedule = make_optimizer(model, steps, peak=2e-3)
-    progress = Progress("tiny GPT-2", steps)
-    for step in range(steps):
+    progress = Progress("tiny GPT-2", steps, "steps")
+    for _ in range(steps):
         targets = rng.sample(range(len(texts.captions)), min(BATCH, len(texts.captions)))
         k = rng.choice((4, 4, 4, *range(1, MOST_NEIGHBOURS + 1)))
         prompts = [prompt(texts, found, rng) for found in neighbours(texts, targets, k, rng)]
@@ -76,7 +76,7 @@ def learn(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, texts: Tex
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        progress.update(step + 1, loss=loss.item())
+        progress.update(1, note=f"loss {loss.item():.3f}")
 
 
 def config(tokenizer: PreTrainedTokenizerFast) -> GPT2Config:

@@ -45,6 +45,11 @@ def mean_reciprocal_rank(ranks: np.ndarray) -> float:
     return float(np.mean(1 / ranks))
 
 
+def retrieval_scores(ranks: np.ndarray) -> dict[str, float]:
+    """What is reported of ranks everywhere: R@1, R@5, R@10 and MRR."""
+    return {f"R@{k}": recall_at(ranks, k) for k in (1, 5, 10)} | {"MRR": mean_reciprocal_rank(ranks)}
+
+
 def _unit(vectors: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)

@@ -17,7 +17,7 @@ from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
 from recap_ray.metrics.clip_score import CLIP_S_PREFIX, CLIP_S_SCALE
 from recap_ray.metrics.ngram import TOKENIZERS, NgramScores, score_captions
-from recap_ray.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at
+from recap_ray.metrics.retrieval import ranks, retrieval_scores
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import check_device
 from recap_ray.outputs import open_output
@@ -139,8 +139,7 @@ def retrieval(
     return {
         "images": len(found),
         "pool": "the first reference of each image",
-        **{f"R@{k}": recall_at(found, k) for k in (1, 5, 10)},
-        "MRR": mean_reciprocal_rank(found),
+        **retrieval_scores(found),
     }
 
 

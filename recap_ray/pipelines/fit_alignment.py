@@ -22,7 +22,7 @@ import pyarrow as pa
 from recap_ray.alignment import LinearAlignment, Moments, Recipe, recipes, solve
 from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
-from recap_ray.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at
+from recap_ray.metrics.retrieval import ranks, retrieval_scores
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import check_device
 from recap_ray.parts import commit
@@ -168,9 +168,8 @@ def moments_of(parts: list[EmbeddedPairs]) -> Moments:
 def retrieval(alignment: LinearAlignment, parts: list[EmbeddedPairs]) -> dict[str, float]:
     """How well mapped images find a caption of theirs among all captions given: R@1, R@5, R@10, MRR."""
     pairs = EmbeddedPairs.concatenate(parts)
-    found = ranks(alignment(pairs.images), pairs.texts, pairs.owner)
-    scores = {f"R@{k}": recall_at(found, k) for k in (1, 5, 10)} | {"MRR": mean_reciprocal_rank(found)}
-    return {name: round(float(score), 4) for name, score in scores.items()}
+    scores = retrieval_scores(ranks(alignment(pairs.images), pairs.texts, pairs.owner))
+    return {name: round(score, 4) for name, score in scores.items()}
 
 
 def _tell(

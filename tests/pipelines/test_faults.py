@@ -6,13 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from recap_ray.demo.story import World
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -21,25 +18,15 @@ def crowd(tmp_path_factory):
     return World.render(tmp_path_factory.mktemp("crowd"), 10, 100, 600, seed=3)
 
 
-def command(job: str, **flags) -> list[str]:
-    texts = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    return [sys.executable, "-m", "recap_ray", job, *texts, "--num-cpus", "2", "--object-store-mb", "256"]
+def command(job: str, flags: list[str]) -> list[str]:
+    return [sys.executable, "-m", "recap_ray", job, *flags, "--num-cpus", "2", "--object-store-mb", "256"]
 
 
 def test_a_driver_killed_three_times_loses_and_repeats_nothing(crowd, built, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     output = tmp_path / "out"
-    caption = command(
-        "caption",
-        images=crowd.images,
-        output=output,
-        index=built.index,
-        alignment=built.alignment,
-        clip="tiny",
-        language_model="tiny",
-        candidates=4,
-        part_rows=10,
-    )
+    flags = built.caption_flags(output, images=crowd.images, candidates=4, part_rows=10)
+    caption = command("caption", flags)
 
     def parts() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in (output / "captions").glob("part-*")}
@@ -68,7 +55,7 @@ def test_a_driver_killed_three_times_loses_and_repeats_nothing(crowd, built, tmp
     assert done.returncode == 0, done.stderr
     assert {name: parts()[name] for name in finished} == finished, "a finished part was rewritten"
     assert not list((output / "captions").glob(".*.tmp"))
-    verify = command("verify", captions=output, images=crowd.images)
+    verify = command("verify", ["--captions", str(output), "--images", str(crowd.images)])
     verified = subprocess.run(verify, env=environment, capture_output=True, text=True, timeout=120)
     assert verified.returncode == 0, verified.stdout
     assert "600 images: 0 missing, 0 duplicate, 0 unknown" in verified.stdout

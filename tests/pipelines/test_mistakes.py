@@ -20,16 +20,7 @@ def attempt(built, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("recap_ray.pipelines.caption.ray_session", no_ray)
 
     def attempt(**changes):
-        flags = {
-            "images": built.world.images,
-            "output": tmp_path / "out",
-            "index": built.index,
-            "alignment": built.alignment,
-            "clip": "tiny",
-            "language-model": "tiny",
-            **changes,
-        }
-        arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+        arguments = built.caption_flags(**{"output": tmp_path / "out", **changes})
         assert run(["caption", *arguments]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines

@@ -55,17 +55,8 @@ def head(tmp_path):
 
 
 def test_a_submitted_job_captions_and_its_parquet_can_be_read_back(head, built, tmp_path):
-    flags = {
-        "images": built.world.images,
-        "output": tmp_path / "out",
-        "index": built.index,
-        "alignment": built.alignment,
-        "clip": "tiny",
-        "language-model": "tiny",
-        "candidates": 2,
-    }
-    texts = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    submit = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "jobs/caption.py", *texts]
+    flags = built.caption_flags(tmp_path / "out", candidates=2)
+    submit = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "jobs/caption.py", *flags]
     for _ in range(10):  # the head answers some seconds before it can start jobs
         done = subprocess.run(submit, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
         if "No available agent" not in done.stderr:
