@@ -24,6 +24,7 @@ JOBS: dict[str, tuple[type[s.RaySettings], str]] = {
     "fit-alignment": (s.FitAlignmentSettings, "recap_ray.pipelines.fit_alignment:fit_alignment"),
     "build-index": (s.BuildIndexSettings, "recap_ray.pipelines.build_index:build_index"),
     "caption": (s.CaptionSettings, "recap_ray.pipelines.caption:caption"),
+    "augment-index": (s.AugmentIndexSettings, "recap_ray.pipelines.augment_index:augment_index"),
     "evaluate": (s.EvaluateSettings, "recap_ray.pipelines.evaluate:evaluate"),
     "verify": (s.VerifySettings, "recap_ray.pipelines.verify:verify"),
     "report": (s.ReportSettings, "recap_ray.pipelines.report:report"),
@@ -77,14 +78,19 @@ def _command(settings: type[s.RaySettings], target: str) -> Callable[..., int]:
     )
     parameters = [_parameter("config", Annotated[str | None, config_flag], None)]
     hints = get_type_hints(settings, include_extras=True)
-    ray_last = sorted(fields(settings), key=lambda field: field.name in s.RaySettings.__dataclass_fields__)
-    for field in ray_last:
+    own_first = sorted(fields(settings), key=lambda field: _distance(settings, field.name))
+    for field in own_first:
         kind, text = get_args(hints[field.name])
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         parameters.append(_parameter(field.name, Annotated[kind, typer.Option(help=text)], default))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def _distance(settings: type[s.RaySettings], name: str) -> int:
+    """How far up the line of settings classes a field is told: 0 for a job's own, most for those of Ray."""
+    return next(i for i, kind in enumerate(settings.__mro__) if name in inspect.get_annotations(kind))
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -3,12 +3,18 @@
 RecapRayError
 ├── UserError            the command or its input is wrong: one line, exit code 2
 │   └── MissingExtra     an optional package is not installed
-└── ImageError           one picture is bad: its row carries `code: message`, the run goes on
+├── ImageError           one picture is bad: its row carries `code: message`, the run goes on
+└── TooManyErrors        too many pictures of a round are bad: exit code 1 (pipelines/augment_round.py)
 
 Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 class RecapRayError(Exception):

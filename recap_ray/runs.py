@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +25,13 @@ from typing import IO, Any
 from recap_ray import __version__
 from recap_ray.errors import UserError
 from recap_ray.parts import commit
-from recap_ray.sources import require_local
+from recap_ray.paths import require_local
 
 # What a job commits first; a folder without any of it holds no work.
-RESULTS = ("captions/part-*.parquet", "shard-*.faiss", "alignment.safetensors")
+RESULTS = ("captions/part-*.parquet", "shard-*.faiss", "alignment.safetensors", "round-0/alignment/_SUCCESS")
+
+# What a job prepares before that, and another run must not find.
+PREPARED = ("plan/*", "shard-*.parquet", "validation.parquet", "round-*")
 
 # Kept open until the process ends: closing a file gives up its lock.
 _locks: dict[Path, IO[str]] = {}
@@ -128,7 +132,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes JSON, whole or not at all."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -147,6 +151,21 @@ def file_stamp(path: str) -> dict[str, Any]:
     """What tells one version of a large input file from another without reading it."""
     status = os.stat(path)
     return {"path": os.path.abspath(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def share_file(source: Path, target: Path) -> None:
+    """Makes `target` a file of the same bytes: a hard link where the file system has them, else a copy.
+
+    Nothing here writes into a file that is there (`commit` renames), so a link never changes under its other name.
+    """
+
+    def write(temporary: Path) -> None:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+    commit(target, write)
 
 
 def _lock(folder: Path) -> None:
@@ -186,5 +205,8 @@ def _has_results(folder: Path) -> bool:
 def _discard_given_up(folder: Path, fingerprint: str) -> None:
     """Removes what another run prepared in `folder` before it was given up; only the holder of the lock may."""
     if read_json(folder / "run.json", "the run in --output").get("fingerprint") != fingerprint:
-        for path in [*folder.glob("plan/*"), *folder.glob("shard-*.parquet")]:
-            path.unlink()
+        for path in (path for pattern in PREPARED for path in folder.glob(pattern)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

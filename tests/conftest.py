@@ -2,11 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
+
+# Threads that share two busy cores wait for each other: one is many times faster here. numpy reads it when it loads.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 
-# Threads that share two busy cores wait for each other: one is many times faster here.
 torch.set_num_threads(1)
 
 # A worker that may not keep bytecode compiles torch anew; and the suite must never reach for a hub.
@@ -71,3 +74,21 @@ def built(tmp_path_factory, ray_running) -> Built:
     captions = str(world.index_captions)
     assert build_index(BuildIndexSettings(captions=captions, output=index, shard_rows=150, **common)) == 0
     return Built(world, index, alignment)
+
+
+@pytest.fixture(scope="session")
+def clip():
+    """The embedded CLIP in this process."""
+    from recap_ray.models.clip import ClipCard, ClipEncoder
+
+    return ClipEncoder(ClipCard.of("tiny"), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def run_folder(built, tmp_path_factory) -> Path:
+    """The held-out images captioned; copy it before changing anything."""
+    from recap_ray.pipelines.caption import caption
+
+    settings = built.caption_settings(tmp_path_factory.mktemp("run") / "out")
+    assert caption(settings) == 0
+    return Path(settings.output)

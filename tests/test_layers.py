@@ -1,6 +1,8 @@
 """The project's own rules, read from its imports."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,27 @@ import recap_ray
 
 PACKAGE = Path(recap_ray.__file__).parent
 # Each layer may import those below it (further right), and itself.
-LAYERS = ["cli", "pipelines", "captioners", "report", "caption_index", "models", "metrics"]
-BOTTOM = {
-    "alignment",
+LAYERS = [
+    "cli",
+    "pipelines",
+    "captioners",
+    "report",
+    "caption_index",
+    "models",
     "artifacts",
+    "embeddings",
+    "alignment",
+    "metrics",
+]
+BOTTOM = {
     "images",
     "tables",
+    "table_formats",
+    "judgements",
+    "judgement_files",
     "sources",
+    "paths",
+    "vectors",
     "parts",
     "runs",
     "outputs",
@@ -77,3 +93,9 @@ def test_every_job_is_a_script_and_a_command():
 
     scripts = {path.stem.replace("_", "-") for path in (PACKAGE.parent / "jobs").glob("*.py")}
     assert scripts == set(JOBS)
+
+
+@pytest.mark.parametrize("module", ["part_stages", "shard_stages", "fold_sums", "loading", "rows"])
+def test_workers_that_only_read_write_or_sum_start_without_the_models(module):
+    code = f"import recap_ray.pipelines.{module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -30,8 +30,11 @@ def test_a_run_given_up_before_its_first_result_is_replaced(tmp_path):
     open_run(str(output), "caption", {"language_model": "gtp2"}, {})
     (output / "plan").mkdir()
     (output / "plan" / "plan-0000.parquet").touch()
+    (output / "round-0" / "alignment").mkdir(parents=True)  # of a given-up augmentation
+    (output / "validation.parquet").touch()
     open_run(str(output), "caption", {"language_model": "gpt2"}, {})
     assert not list((output / "plan").iterdir())
+    assert not (output / "round-0").exists() and not (output / "validation.parquet").exists()
 
 
 def test_two_processes_cannot_work_on_one_folder(tmp_path):

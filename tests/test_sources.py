@@ -1,5 +1,7 @@
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recap_ray.errors import ImageError, UserError
@@ -49,6 +51,36 @@ def test_what_is_no_file_is_passed_over_and_a_name_that_is_no_text_told(folder):
     (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     with pytest.raises(UserError, match="which is not UTF-8: rename it"):
         list_images(str(folder))
+
+
+def test_a_table_lists_its_images_by_the_names_it_gives_them(folder):
+    (folder / "pairs.tsv").write_text("image\tcaption\nb.JPG\tone\na/c.png\ttwo\nb.JPG\tthree\n")
+    listing = list_images(str(folder / "pairs.tsv"))
+    assert listing["key"].to_pylist() == ["a/c.png", "b.JPG"]
+    assert listing["source"].to_pylist() == [str(folder / "a" / "c.png"), str(folder / "b.JPG")]
+
+
+def test_a_table_may_tell_the_file_apart_from_the_key(folder, tmp_path):
+    pq.write_table(pa.table({"key": ["x", "y"], "source": ["a/b.jpg", "a/c.png"]}), folder / "list.parquet")
+    listing = list_images(str(folder / "list.parquet"))
+    assert listing.to_pydict() == {"key": ["x", "y"], "source": [f"{folder}/a/b.jpg", f"{folder}/a/c.png"]}
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (
+            ["picture\ttitle\tyear", "b.JPG\tone\t1999"],
+            "lists no paths of images: expected a column of them, named one of image",
+        ),
+        (["image\tcaption", "other.jpg\tone"], "other.jpg does not exist, nor do those after it"),
+        (["image\tsource", "x\ta/b.jpg", "x\ta/c.png"], "has the image 'x' from several files"),
+    ],
+)
+def test_a_table_that_lists_no_images_is_told_in_one_line(folder, lines, message):
+    (folder / "list.tsv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=message):
+        list_images(str(folder / "list.tsv"))
 
 
 def test_bytes_are_read_up_to_the_limit(folder):

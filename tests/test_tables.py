@@ -1,12 +1,20 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.tables import iter_captions, read_pairs
+from recap_ray.tables import (
+    iter_captions,
+    read_located_pairs,
+    read_pairs,
+    read_predictions,
+    read_ratings,
+    read_token_file,
+)
 
 PAIRS = {"b.jpg": ["two dogs", 'a "big" dog'], "a.jpg": ["a cat, asleep"]}
 ROWS = [("b.jpg", "two dogs"), ("a.jpg", "a cat, asleep"), ("b.jpg", 'a "big" dog')]
@@ -81,7 +89,10 @@ def test_one_bare_column_of_a_tsv_is_captions(tmp_path):
     "name, text, message",
     [
         ("pairs.xml", "<x/>", "is of no known format: expected one of .tsv, .csv, .jsonl"),
-        ("pairs.txt", "a dog", "is of no known format"),
+        ("pairs.txt", "a.jpg#0\ta dog\na dog", "line 2 is 'a dog': a .txt of images and captions has lines of IMAGE#N"),
+        ("pairs.txt", "image,caption\na.jpg,a dog", "line 1 is 'image,caption'"),
+        ("pairs.txt", "a.jpg\ta dog", "line 1 is"),
+        ("pairs.txt", "\n", "holds no pair"),
         ("pairs.jsonl", '{"foo": 1}', "has the columns foo: expected a column for the caption, named one of caption"),
         ("pairs.jsonl", '{"caption": "x"}', "expected a column for the image, named one of image"),
         ("pairs.jsonl", "{", "could not be read as .jsonl"),
@@ -113,3 +124,157 @@ def test_a_missing_file_and_a_url_are_told(tmp_path):
         read_pairs(str(tmp_path / "none.tsv"))
     with pytest.raises(UserError, match="is a URL"):
         read_pairs("s3://bucket/pairs.tsv")
+
+
+# --- Flickr8k's token file ---
+
+
+TOKENS = "b.jpg#0\ttwo dogs .\r\n\nb.jpg#1\ta\ttab\nb.jpg#2\t \nodd#name.jpg.1#0\t a cat \n"
+
+
+def test_a_token_file_is_pairs_with_the_number_cut_off(tmp_path):
+    path = write(tmp_path / "Flickr8k.token.txt", TOKENS)
+    assert pairs_of(path) == {"b.jpg": ["two dogs .", "a\ttab"], "odd#name.jpg.1": ["a cat"]}
+
+
+def test_a_token_file_keeps_its_caption_ids_on_demand(tmp_path):
+    path = write(tmp_path / "Flickr8k.token.txt", TOKENS)
+    assert read_token_file(path) == {"b.jpg#0": "two dogs .", "b.jpg#1": "a\ttab", "odd#name.jpg.1#0": "a cat"}
+    again = write(tmp_path / "again.txt", "b.jpg#0\tone\nb.jpg#0\ttwo\n")
+    with pytest.raises(UserError, match="--references .*again.txt, line 2: the caption id 'b.jpg#0' was given before"):
+        read_token_file(again)
+    with pytest.raises(UserError, match="none.txt does not exist"):
+        read_token_file(str(tmp_path / "none.txt"))
+
+
+# --- predictions ---
+
+
+def predictions_of(tmp_path, content):
+    return read_predictions(write(tmp_path / "predictions.json", json.dumps(content)))
+
+
+def entry(key="a.jpg", captions=("a dog",), prediction="a cat"):
+    return {"key": key, "captions": list(captions), "prediction": prediction}
+
+
+def test_predictions_and_references_come_in_file_order_and_blank_predictions_are_none(tmp_path):
+    named = {"image_name": "c.jpg", "captions": "one string", "prediction": " a bird\n"}
+    empty = entry("b.jpg", ["two", " ", "more "], "")
+    predictions, references = predictions_of(tmp_path, [named, empty, entry(), entry("d.jpg", prediction=" \n")])
+    assert list(predictions.items()) == [("c.jpg", "a bird"), ("a.jpg", "a cat")]
+    assert list(references.items()) == [
+        ("c.jpg", ["one string"]),
+        ("b.jpg", ["two", "more"]),
+        ("a.jpg", ["a dog"]),
+        ("d.jpg", ["a dog"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"a": 1}, "holds an object .*: expected a list of objects"),
+        ([], "holds an empty list"),
+        ([entry(), "a.jpg"], r"entry 2 is a string \("),
+        ([entry(), {"captions": ["x"], "prediction": "y"}], "entry 2 has no 'key' or 'image_name': it has 'captions'"),
+        ([{"key": "a", "captions": ["x"]}], "entry 1 has no 'prediction'"),
+        ([{"image_name": "a", "prediction": "x"}], "entry 1 has no 'captions'"),
+        ([{}], "entry 1 has no 'key' or 'image_name': it has nothing"),
+        ([entry(key=7)], r"entry 1: 'key' is a number \(7\), expected a string"),
+        ([entry(prediction=None)], "entry 1: 'prediction' is null, expected a string"),
+        ([entry(prediction=["a"])], "entry 1: 'prediction' is a list"),
+        ([entry(prediction="half \ud83d")], "entry 1: 'prediction' is a string .*, expected a string of valid text"),
+        ([{**entry(), "captions": {"a": 1}}], "entry 1: 'captions' is an object"),
+        ([entry(captions=["a", 5])], "entry 1: 'captions' is a list"),
+        ([entry(captions=[" "])], "entry 1: 'captions' holds no caption"),
+        (
+            [entry("y"), entry("x.jpg"), entry("z"), entry("x.jpg")],
+            "entry 4: the key 'x.jpg' was given before, in entry 2",
+        ),
+    ],
+)
+def test_predictions_of_another_form_are_told_by_the_number_of_the_entry(tmp_path, content, message):
+    with pytest.raises(UserError, match=f"^--captions .*predictions.json.*{message}") as caught:
+        predictions_of(tmp_path, content)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_of_predictions_is_told(tmp_path):
+    with pytest.raises(UserError, match="could not be read as .json"):
+        read_predictions(write(tmp_path / "p.json", "[{"))
+
+
+# --- ratings ---
+
+
+RATED = [("b.jpg", "two dogs", 3.0), ("a.jpg", "a cat, asleep", 2.5), ("b.jpg", "two dogs", 4.0)]
+
+
+def rated_files(tmp_path):
+    tsv = "".join(f"{image}\t{caption}\t{rating}\n" for image, caption, rating in RATED)
+    yield write(tmp_path / "rated.tsv", "image\tcaption\trating\n" + tsv)
+    rows = "".join(f'{rating},{image},"{caption}"\n' for image, caption, rating in RATED)
+    yield write(tmp_path / "rated.csv", "score,file_name,text\n" + rows)
+    lines = [json.dumps({"path": i, "caption": c, "human_score": r}) for i, c, r in RATED]
+    yield write(tmp_path / "rated.jsonl", "\n".join(lines))
+    columns = dict(zip(("key", "caption", "judgement"), map(list, zip(*RATED))))
+    pq.write_table(pa.table(columns), tmp_path / "rated.parquet")
+    yield str(tmp_path / "rated.parquet")
+
+
+def test_every_format_gives_the_same_ratings_repeated_rows_and_all(tmp_path):
+    for path in rated_files(tmp_path):
+        table = read_ratings(path)
+        rows = zip(*(table[name].to_pylist() for name in ("image", "caption", "rating")))
+        assert list(rows) == RATED, path
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("r.csv", "image,caption,rating\na,b,1\na,c,good\n", "row 2: the rating is 'good', expected a finite number"),
+        ("r.csv", "image,caption,rating\na,b,\n", "row 1: the rating is ''"),
+        ("r.csv", "image,caption,rating\na,b,nan\n", "row 1: the rating is 'nan'"),
+        ("r.csv", "image,caption,rating\na,b,inf\n", "row 1: the rating is 'inf'"),
+        ("r.csv", "image,caption,rating\na,,1\n", "row 1: the caption is '', expected a string that is not blank"),
+        ("r.csv", "image,caption,rating\n", "holds no rating"),
+        ("r.csv", "image,caption\na,b\n", "expected a column for the rating, named one of rating, score, judgement"),
+        ("r.jsonl", '{"image": "a", "caption": "b", "rating": 1}\n{"image": "a", "caption": "b"}', "row 2: the rating"),
+        ("r.jsonl", '{"image": "a", "caption": "b", "rating": true}', "row 1: the rating is 'True'"),
+        ("r.jsonl", '{"image": "a", "caption": "b", "rating": [1]}', "row 1: the rating is"),
+        ("r.jsonl", '{"image": null, "caption": "b", "rating": 1}', "row 1: the image is None"),
+        ("r.jsonl", "{", "could not be read as .jsonl"),
+        ("r.xml", "<x/>", "is of no known format: expected one of .tsv, .csv, .jsonl, .parquet"),
+    ],
+)
+def test_what_is_no_table_of_ratings_is_told_by_its_row(tmp_path, name, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_ratings(write(tmp_path / name, text))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"--judgements {tmp_path / name}")
+
+
+def test_a_column_of_scores_does_not_disturb_the_reading_of_pairs(tmp_path):
+    lines = [{"image": "a", "caption": "b", "score": 1}, {"image": "a", "caption": "c", "score": "x"}]
+    assert pairs_of(write(tmp_path / "p.jsonl", "\n".join(map(json.dumps, lines)))) == {"a": ["b", "c"]}
+
+
+def test_images_stay_in_the_order_of_their_first_appearance_however_many_there_are(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"scene-{i:05d}.{'jpg' if i % 2 else 'png'}" for i in rng.permutation(3000)]
+    rows = [(name, f"{name} {n}") for n in range(2) for name in names]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["image\tcaption", *("\t".join(row) for row in rows)]))
+    pairs = read_pairs(str(tmp_path / "pairs.tsv"))
+    assert pairs["image"].to_pylist() == names
+    assert pairs["captions"].to_pylist() == [[f"{name} 0", f"{name} 1"] for name in names]
+
+
+def test_a_file_with_two_names_is_one_image_with_the_captions_of_both(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.jpg").touch()
+    (tmp_path / "pairs.tsv").write_text("a.jpg\tone\nb.jpg\tother\n./a.jpg\ttwo\n")
+    pairs = read_located_pairs(str(tmp_path / "pairs.tsv"), None)
+    assert pairs["image"].to_pylist() == ["a.jpg", "b.jpg"]
+    assert pairs["source"].to_pylist() == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    assert pairs["captions"].to_pylist() == [["one", "two"], ["other"]]

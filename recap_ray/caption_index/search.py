@@ -26,28 +26,28 @@ class IndexCard:
     fingerprint: str
 
     @classmethod
-    def of(cls, index: str, clip: str, dim: int) -> IndexCard:
+    def of(cls, index: str, clip: str, dim: int, flag: str = "--index") -> IndexCard:
         """Reads `index.json`; raises UserError if the folder holds no finished index, lacks a shard, or was built
-        with a CLIP of another identity or dimension."""
+        with a CLIP of another identity or dimension. The message begins with `flag`."""
         folder = Path(index).expanduser().resolve()
-        content = read_json(folder / "index.json", f"--index {index} (build it with build-index)")
+        content = read_json(folder / "index.json", f"{flag} {index} (build it with build-index)")
         try:
             named: dict[str, Any] = {name: content[name] for name in ("clip", "dim", "rows", "shards", "fingerprint")}
         except KeyError as error:
-            raise UserError(f"--index {index}: index.json lacks {error}; build the index again") from None
+            raise UserError(f"{flag} {index}: index.json lacks {error}; build the index again") from None
         card = cls(folder, **named)
         if not all(isinstance(number, int) for number in (card.dim, card.rows, card.shards)):
-            raise UserError(f"--index {index}: index.json is damaged; build the index again")
+            raise UserError(f"{flag} {index}: index.json is damaged; build the index again")
         if card.clip != clip:
             raise UserError(
-                f"--index {index} was built with the CLIP {card.clip}, but --clip is {clip}: "
+                f"{flag} {index} was built with the CLIP {card.clip}, but --clip is {clip}: "
                 "use the same --clip, or build the index again"
             )
         if card.dim != dim:
-            raise UserError(f"--index {index} has {card.dim} dimensions, but the CLIP {clip} has {dim}")
+            raise UserError(f"{flag} {index} has {card.dim} dimensions, but the CLIP {clip} has {dim}")
         files = [path(folder, n) for n in range(card.shards) for path in (vectors_path, captions_path)]
         if missing := next((file for file in files if not file.is_file()), None):
-            raise UserError(f"--index {index} lacks {missing.name}: build the index again")
+            raise UserError(f"{flag} {index} lacks {missing.name}: build the index again")
         return card
 
 

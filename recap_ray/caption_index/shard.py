@@ -12,13 +12,16 @@ import pyarrow.parquet as pq
 
 from recap_ray.errors import MissingExtra, UserError
 from recap_ray.parts import commit
+from recap_ray.runs import share_file
 
 try:
     import faiss
 except ImportError as error:  # faiss-cpu and faiss-gpu hold the same module
     raise MissingExtra("faiss", "cpu", "the caption index") from error
 
-CAPTIONS_SCHEMA = pa.schema([("id", pa.int64()), ("caption", pa.string())])
+CAPTIONS_SCHEMA = pa.schema([("id", pa.int64()), ("caption", pa.string())])  # all that reading an index needs
+WRITTEN_SCHEMA = CAPTIONS_SCHEMA.append(pa.field("origin", pa.string()))
+GIVEN = "given"  # the origin of captions that nobody has named another for
 
 
 def captions_path(folder: Path, number: int) -> Path:
@@ -31,10 +34,11 @@ def vectors_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.faiss"
 
 
-def write_captions(folder: Path, number: int, first_id: int, captions: list[str]) -> None:
-    """Commits the captions of a shard, with ids rising from `first_id`."""
+def write_captions(folder: Path, number: int, first_id: int, captions: list[str], origin: str = GIVEN) -> None:
+    """Commits the captions of a shard, all of one origin, with ids rising from `first_id`."""
     ids = pa.array(range(first_id, first_id + len(captions)), pa.int64())
-    table = pa.table([ids, pa.array(captions, pa.string())], schema=CAPTIONS_SCHEMA)
+    origins = pa.array([origin] * len(captions), pa.string())
+    table = pa.table([ids, pa.array(captions, pa.string()), origins], schema=WRITTEN_SCHEMA)
     commit(captions_path(folder, number), lambda path: pq.write_table(table, path))
 
 
@@ -43,6 +47,13 @@ def write_vectors(folder: Path, number: int, ids: np.ndarray, embeddings: np.nda
     index = faiss.IndexIDMap2(faiss.IndexFlatIP(embeddings.shape[1]))
     index.add_with_ids(np.ascontiguousarray(embeddings, np.float32), np.ascontiguousarray(ids, np.int64))
     commit(vectors_path(folder, number), lambda path: faiss.write_index(index, str(path)))
+
+
+def take_over_shard(base: Path, folder: Path, number: int) -> None:
+    """Makes a shard of the index in `base` the same shard of the one in `folder`: the same bytes, linked or copied."""
+    for path in (captions_path, vectors_path):
+        if not path(folder, number).exists():
+            share_file(path(base, number), path(folder, number))
 
 
 @dataclass
@@ -58,7 +69,7 @@ class IndexShard:
         """Reads both files; raises UserError if one is missing or damaged, or if they are not of the same rows."""
         vectors_file, captions_file = vectors_path(folder, number), captions_path(folder, number)
         try:
-            table = pq.read_table(captions_file, schema=CAPTIONS_SCHEMA).combine_chunks()
+            table = pq.read_table(captions_file, columns=CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA).combine_chunks()
             vectors: Any = faiss.read_index(str(vectors_file))
             vector_ids = faiss.vector_to_array(vectors.id_map)
         except Exception as error:  # FAISS raises RuntimeError, Arrow several kinds

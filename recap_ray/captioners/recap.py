@@ -81,7 +81,7 @@ class ReCap(Captioner):
 
     def caption(self, pixels: np.ndarray, keys: list[str]) -> dict[str, list[Any]]:
         """The output columns for a batch of pictures."""
-        images = self.clip.encode_images(pixels)
+        images = self.clip.encode_images(pixels, normalise=False)
         aligned = self.alignment(images)
         neighbour_scores, neighbour_ids = self.index.search(aligned, self.settings.neighbours)
         neighbours = self.index.captions(neighbour_ids)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -24,38 +25,53 @@ PART_ROWS = 100  # small parts, so that progress shows
 # of common things; with all 8 colours and 5 kinds it would be four times.
 COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
 KINDS = ("circle", "square", "triangle", "star")
+# The datastore-augmentation loop is shown small: it takes about as long as captioning all held-out scenes once.
+LOOP_PAIRS = 600
+LOOP_IMAGES = 300  # captioned a round
+LOOP_ROUNDS = 2
+VALIDATION_SHARE = 0.08  # scenes to choose the round by, for each scene to fit on
 PICTURE_SIDE = 128  # pixels; the tiny CLIP sees 64
 
 
 @dataclass(frozen=True)
 class World:
-    """The rendered files: pairs to fit on, captions for the index, and held-out pictures with references."""
+    """The rendered files: pairs to fit on, captions for the index, and held-out pictures with references; and for the
+    augmentation some of the pairs, and others to choose the round by, of scenes neither fitted on nor held out."""
 
     pairs: Path
     index_captions: Path
     images: Path
     references: Path
+    loop_pairs: Path
+    validation_pairs: Path
     scenes: dict[str, Scene]  # held-out key -> its scene
 
     @classmethod
     def render(cls, folder: Path, fit_images: int, index_captions: int, held_out_images: int, seed: int) -> World:
         """Draws all scenes and writes them as PNG and JPEG files, TSV and text."""
-        fit = sample_scenes(fit_images, seed + 1, evaluation=False, colours=COLOURS, kinds=KINDS)
+        validation_images = max(1, int(VALIDATION_SHARE * fit_images))
+        shown = sample_scenes(fit_images + validation_images, seed + 1, evaluation=False, colours=COLOURS, kinds=KINDS)
+        fit, validation = shown[:fit_images], shown[fit_images:]
         indexed = sample_scenes(index_captions, seed + 2, evaluation=False, colours=COLOURS, kinds=KINDS)
         held_out = sample_scenes(held_out_images, seed + 3, evaluation=True, colours=COLOURS, kinds=KINDS)
         fit_keys = draw_all(fit, folder / "fit-images", seed)
         keys = draw_all(held_out, folder / "held-out-images", seed + 10_000_000)
+        validation_keys = draw_all(validation, folder / "validation-images", seed + 20_000_000)
         world = cls(
             folder / "fit-pairs.tsv",
             folder / "index-captions.txt",
             folder / "held-out-images",
             folder / "held-out-references.tsv",
+            folder / "loop-pairs.tsv",
+            folder / "validation-pairs.tsv",
             dict(zip(keys, held_out)),
         )
-        pairs = [(f"fit-images/{key}", text) for key, s in zip(fit_keys, fit) for text in captions(s, 1, seed)]
-        references = [(key, text) for key, s in world.scenes.items() for text in captions(s, REFERENCES, seed)]
-        write_lines(world.pairs, ["image\tcaption", *("\t".join(pair) for pair in pairs)])
-        write_lines(world.references, ["image\tcaption", *("\t".join(pair) for pair in references)])
+        fit_names = [f"fit-images/{key}" for key in fit_keys]
+        write_pairs(world.pairs, fit_names, fit, 1, seed)
+        write_pairs(world.loop_pairs, fit_names[:LOOP_PAIRS], fit, 1, seed)
+        write_pairs(world.references, keys, held_out, REFERENCES, seed)
+        validation_names = [f"validation-images/{key}" for key in validation_keys]
+        write_pairs(world.validation_pairs, validation_names, validation, REFERENCES, seed)
         write_lines(world.index_captions, [text for s in indexed for text in captions(s, 1, seed)])
         return world
 
@@ -84,10 +100,18 @@ def tell(folder: Path, world: World, run: Callable[[Sequence[str]], None]) -> No
     run(["verify", "--captions", str(outputs["fitted alignment"]), "--images", str(world.images)])
     gallery = folder / "gallery.html"
     run(["report", "--captions", str(outputs["fitted alignment"]), "--output", str(gallery)])
+    loop = folder / "augmented"
+    given = ["--pairs", str(world.loop_pairs), "--validation-pairs", str(world.validation_pairs), "--index", str(index)]
+    small = ["--rounds", str(LOOP_ROUNDS), "--images-per-round", str(LOOP_IMAGES), "--part-rows", str(PART_ROWS)]
+    narrow = ["--neighbours", "6", "--candidates", "6", "--temperature", "1"]
+    run(["augment-index", *given, *small, *clip, *model, *narrow, "--output", str(loop)])
     print(f"\n{len(world.scenes)} held-out outlined scenes\n\n{render_table(scores)}\n")
     print(
         f"In this style every ink is turned by {HUE_TURN} degrees of hue: what a caption calls blue is drawn in purple."
     )
+    rounds = json.loads((loop / "rounds.json").read_text())
+    print(f"\nrounds of the augmentation, on validation scenes\n\n{render_table(round_rows(rounds))}\n")
+    print(f"{rounds['ended']}; round {rounds['best']} is the best\n")
     print(f"captions: {outputs['fitted alignment'] / 'captions'}\ngallery:  {gallery}")
 
 
@@ -106,6 +130,20 @@ def table_row(output: Path, scores_file: Path, scenes: dict[str, Scene]) -> dict
         "aCLIP-S": f"{scores['metrics']['aCLIP-S']:.3f}",
         "both objects right": f"{100 * right / len(rows):.1f} %",
         "images/s": f"{summary['images_per_second']:.1f}",
+    }
+
+
+def round_rows(rounds: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The rows of the table of rounds, out of rounds.json."""
+    return {
+        f"round {found['round']}": {
+            "kept": f"{found['kept']} of {found['captioned']}",
+            "new in the index": str(found["new_in_index"]),
+            "R@1": f"{found['retrieval']['R@1']:.3f}",
+            "MRR": f"{found['retrieval']['MRR']:.3f}",
+            "CIDEr": f"{found['metrics']['CIDEr']:.3f}",
+        }
+        for found in rounds["rounds"]
     }
 
 
@@ -128,6 +166,12 @@ def draw_all(scenes: Sequence[Scene], folder: Path, seed: int) -> list[str]:
         names.append(f"scene-{i:05d}.{'jpg' if i % 2 else 'png'}")
         render(scene, "outlined", seed=seed + i, size=PICTURE_SIDE).save(folder / names[-1], quality=95)
     return names
+
+
+def write_pairs(path: Path, names: Sequence[str], scenes: Sequence[Scene], count: int, seed: int) -> None:
+    """Writes `count` captions of each scene beside the name of its picture, as TSV."""
+    pairs = [f"{name}\t{text}" for name, scene in zip(names, scenes) for text in captions(scene, count, seed)]
+    write_lines(path, ["image\tcaption", *pairs])
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from recap_ray.vectors import scaled_to_unit_length
+
 CLIP_S_SCALE = 2.5
 CLIP_S_PREFIX = "A photo depicts "  # stands before every caption and reference that CLIP-S and RefCLIP-S embed
 
 
 def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Row-wise cosines (n,) of two arrays (n, d); 0 where a row is zero. Also (d,) with (d,), and (d,) with (n, d)."""
-    return np.einsum("...d,...d->...", _unit(one), _unit(other))
+    return np.einsum("...d,...d->...", scaled_to_unit_length(one), scaled_to_unit_length(other))
 
 
 def clip_score(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -41,24 +43,13 @@ def best_reference(texts: np.ndarray, references: Sequence[np.ndarray]) -> np.nd
     return np.array(best, dtype=np.result_type(texts, np.float32))
 
 
-def ref_clip_score(images: np.ndarray, texts: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
-    """RefCLIP-S (n,): harmonic mean of the scaled CLIP-S and the likeness to the nearest reference, prefix on both."""
-    return harmonic_mean(clip_score(images, texts), best_reference(texts, references))
-
-
-def ref_aligned_clip_score(
-    aligned_images: np.ndarray, texts: np.ndarray, references: Sequence[np.ndarray]
-) -> np.ndarray:
-    """RefaCLIP-S (n,): harmonic mean of aCLIP-S and the likeness to the nearest reference, no prefix."""
-    return harmonic_mean(aligned_clip_score(aligned_images, texts), best_reference(texts, references))
+def with_references(scores: np.ndarray, texts: np.ndarray, references: Sequence[np.ndarray]) -> np.ndarray:
+    """RefCLIP-S (n,) of CLIP-S scores, with the prefix before captions and references, or RefaCLIP-S of aCLIP-S scores,
+    without it: the harmonic mean of the score and the likeness to the nearest reference."""
+    return harmonic_mean(scores, best_reference(texts, references))
 
 
 def harmonic_mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """2ab / (a + b) row by row, for values of 0 and above; 0 where both are 0."""
     total = one + other
     return 2 * one * other / np.where(total > 0, total, 1)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from recap_ray.errors import MissingExtra, UserError
+from recap_ray.metrics import bootstrap
 from recap_ray.metrics.java import CannotRun, JavaDialogue, run_java
 from recap_ray.metrics.tokenizer import REMOVED, tokenize
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
+_BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
+METRICS = (*_BLEU, "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 TOKENIZERS = ("auto", "ptb", "python")
 
 # What ends a line to the Java programs would shift every caption after it.
@@ -42,6 +44,43 @@ class NgramScores:
     tokenizer: str  # "ptb" or "python"
     tokenizer_reason: str = ""  # why "auto" did not take ptb
     left_out: dict[str, str] = field(default_factory=dict)  # by metric: one line that says why it has no value
+    totals: tuple[bootstrap.Total, ...] = ()  # corpus metrics that are no mean of per_image, by their statistics
+
+    def by_key(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """The values by image as columns (n,) of all `keys`, which hold those scored; NaN for the others."""
+        row_of = {key: row for row, key in enumerate(keys)}
+        rows = [row_of[key] for key in self.keys]
+        return {name: _spread(values, rows, len(keys)) for name, values in self.per_image.items()}
+
+    def standard_errors(
+        self,
+        columns: Mapping[str, np.ndarray] | None = None,
+        keys: Sequence[str] | None = None,
+        replicates: int = bootstrap.REPLICATES,
+        seed: int = 0,
+    ) -> dict[str, float | None]:
+        """Standard errors over images of every metric in `corpus` and, from the same draws, of the means of `columns`.
+
+        columns: more values by image, float64 (n,), NaN where an image has none. Their rows are the images `keys`,
+        which may hold more than those scored here but must hold these; by default they are exactly these.
+        None for a metric that was left out, or that fewer than two images define. ValueError if the rows do not fit.
+
+        BLEU is computed from each replicate's own sums. ROUGE-L, SPICE and CIDEr are means over images, CIDEr with the
+        document frequencies of the whole set held fixed. METEOR's corpus value comes from aggregated statistics that
+        its program keeps to itself: its error is that of the mean of its values by image.
+        """
+        keys = self.keys if keys is None else keys
+        row_of = {key: row for row, key in enumerate(keys)}
+        if len(row_of) != len(keys) or not row_of.keys() >= set(self.keys):
+            raise ValueError(f"the {len(keys)} keys must be distinct and hold all {len(self.keys)} that were scored")
+        rows = [row_of[key] for key in self.keys]
+        totals = [replace(total, statistics=_spread(total.statistics, rows, len(keys))) for total in self.totals]
+        summed = {name for total in totals for name in total.names}
+        means = {name: values for name, values in self.by_key(keys).items() if name not in summed}
+        if twice := self.corpus.keys() & (columns or {}).keys():
+            raise ValueError(f"columns named as metrics that were scored: {', '.join(sorted(twice))}")
+        found = bootstrap.standard_errors(means | dict(columns or {}), totals, replicates, seed)
+        return {name: found.get(name) for name in [*self.corpus, *(columns or {})]}
 
 
 def score_captions(
@@ -67,6 +106,7 @@ def score_captions(
     corpus: dict[str, float | None] = {}
     per_image: dict[str, np.ndarray] = {}
     left_out: dict[str, str] = {}
+    totals = []
     for names, scorer in _SCORERS.items():
         wanted = [name for name in names if name in metrics]
         if not wanted:
@@ -75,12 +115,12 @@ def score_captions(
             found = scorer(truths, candidates)
         except CannotRun as error:
             left_out |= dict.fromkeys(wanted, str(error))
-            found = {}
-        for name in wanted:
-            corpus[name], rows = found.get(name, (None, None))
-            if rows is not None:
-                per_image[name] = np.asarray(rows, np.float64)
-    return NgramScores(list(captions), corpus, per_image, used_tokenizer, reason, left_out)
+            corpus |= dict.fromkeys(wanted)
+            continue
+        corpus |= {name: found.corpus[name] for name in wanted}
+        per_image |= {name: np.asarray(found.per_image[name], np.float64) for name in wanted}
+        totals += [found.total] if found.total else []
+    return NgramScores(list(captions), corpus, per_image, used_tokenizer, reason, left_out, tuple(totals))
 
 
 def _check(captions: dict[str, str], references: dict[str, list[str]], tokenizer: str, metrics: Sequence[str]) -> None:
@@ -131,30 +171,62 @@ def ptb_tokenize(lines: list[str]) -> list[str]:
     return [" ".join(w for w in line.rstrip().split(" ") if w not in REMOVED) for line in tokenized]
 
 
-# --- scorers: (references, captions) -> {metric: (corpus value, values of the images)} ---
+# --- scorers: references and captions -> what was found ---
 
-Found = dict[str, tuple[float, Sequence[float]]]
+
+@dataclass(frozen=True)
+class Found:
+    """One scorer's metrics."""
+
+    corpus: dict[str, float]
+    per_image: dict[str, Sequence[float]]
+    total: bootstrap.Total | None = None
 
 
 def _bleu(truths: Texts, candidates: Texts) -> Found:
-    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
-    corpus, rows = Bleu(4).compute_score(truths, candidates, verbose=0)
-    return {f"BLEU-{n + 1}": (float(corpus[n]), rows[n]) for n in range(4)}
+    scorer = BleuScorer(n=4)
+    for key, texts in truths.items():
+        scorer += (candidates[key][0], texts)
+    corpus, rows = scorer.compute_score(option="closest", verbose=0)
+    statistics = [
+        [*image["correct"], *image["guess"], image["testlen"], _closest(image["reflen"], image["testlen"])]
+        for image in scorer.ctest
+    ]
+    total = bootstrap.Total(_BLEU, np.array(statistics, np.float64), corpus_bleu)
+    return Found(dict(zip(_BLEU, map(float, corpus))), dict(zip(_BLEU, rows)), total)
+
+
+def _closest(lengths: Sequence[int], length: int) -> int:
+    return min(lengths, key=lambda other: (abs(other - length), other))
+
+
+def corpus_bleu(sums: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
+    """BLEU-1 to BLEU-4 (r, 4) as coco-caption computes them from sums (r, 10) over the images of a set.
+
+    The sums: n-grams of the captions that are in their references (4), all n-grams of the captions (4), words of the
+    captions, words of the references closest to them in length. Papineni et al. (BLEU, 2002), equation 3. How many
+    images they come from does not matter.
+    """
+    tiny, small = 1e-15, 1e-9  # pycocoevalcap's own guards against division by zero: they decide BLEU of no match
+    precision = (sums[:, :4] + tiny) / (sums[:, 4:8] + small)
+    ratio = (sums[:, 8:9] + tiny) / (sums[:, 9:] + small)
+    return np.cumprod(precision, axis=1) ** (1 / np.arange(1, 5)) * np.exp(np.minimum(0, 1 - 1 / ratio))
 
 
 def _rouge(truths: Texts, candidates: Texts) -> Found:
     from pycocoevalcap.rouge.rouge import Rouge
 
     corpus, rows = Rouge().compute_score(truths, candidates)
-    return {"ROUGE-L": (float(corpus), rows)}
+    return Found({"ROUGE-L": float(corpus)}, {"ROUGE-L": rows})
 
 
 def _cider(truths: Texts, candidates: Texts) -> Found:
     from pycocoevalcap.cider.cider import Cider
 
     corpus, rows = Cider().compute_score(truths, candidates)
-    return {"CIDEr": (float(corpus), rows)}
+    return Found({"CIDEr": float(corpus)}, {"CIDEr": rows})
 
 
 def _meteor(truths: Texts, candidates: Texts) -> Found:
@@ -165,7 +237,7 @@ def _meteor(truths: Texts, candidates: Texts) -> Found:
         statistics = meteor.ask(lines, len(lines))
         answers = meteor.ask([" ||| ".join(["EVAL", *statistics])], len(lines) + 1)
     rows = [float(answer) for answer in answers]
-    return {"METEOR": (rows[-1], rows[:-1])}
+    return Found({"METEOR": rows[-1]}, {"METEOR": rows[:-1]})
 
 
 def _meteor_line(texts: list[str]) -> str:
@@ -191,12 +263,14 @@ def _spice(truths: Texts, candidates: Texts) -> Found:
             found = {row["image_id"]: row["scores"]["All"]["f"] for row in json.loads(answered.read_text("utf-8"))}
         except (OSError, ValueError, KeyError) as error:
             raise CannotRun(f"SPICE left no scores: {error!r}") from error
-    scores = np.array([found.get(i, np.nan) for i in range(len(rows))], np.float64)
-    return {"SPICE": (float(np.mean(scores)), list(scores))}
+    if missing := [key for i, key in enumerate(truths) if i not in found]:
+        raise CannotRun(f"SPICE gave no score for {len(missing)} images, the first is {missing[0]!r}")
+    scores = [float(found[i]) for i in range(len(rows))]
+    return Found({"SPICE": float(np.mean(scores))}, {"SPICE": scores})
 
 
 _SCORERS: dict[tuple[str, ...], Callable[[Texts, Texts], Found]] = {
-    ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"): _bleu,
+    _BLEU: _bleu,
     ("METEOR",): _meteor,
     ("ROUGE-L",): _rouge,
     ("CIDEr",): _cider,
@@ -208,3 +282,10 @@ def _package() -> Path:
     spec = find_spec("pycocoevalcap")
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0])
+
+
+def _spread(values: np.ndarray, rows: list[int], images: int) -> np.ndarray:
+    """The values (n, ...) at these rows of so many images, NaN at the others."""
+    spread = np.full((images, *values.shape[1:]), np.nan)
+    spread[rows] = values
+    return spread

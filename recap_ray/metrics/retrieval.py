@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from recap_ray.vectors import scaled_to_unit_length
+
 BLOCK_CELLS = 1 << 24  # cosines held at once, 64 MiB in float32: never the whole queries x targets
 
 
@@ -20,7 +22,7 @@ def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = N
         raise ValueError(f"queries {queries.shape}, targets {targets.shape} and owner {owner.shape} do not fit")
     if len(owner) and not 0 <= owner.min() <= owner.max() < len(queries):
         raise ValueError(f"owner names queries {owner.min()} to {owner.max()}, there are {len(queries)}")
-    queries, targets = _unit(queries), _unit(targets)
+    queries, targets = scaled_to_unit_length(queries), scaled_to_unit_length(targets)
     tolerance = 8 * np.finfo(targets.dtype).eps
     by_owner = np.argsort(owner, kind="stable")
     edges = np.searchsorted(owner[by_owner], np.arange(len(queries) + 1))
@@ -31,25 +33,17 @@ def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = N
         for row, line in enumerate(cosines, start):
             own = line[by_owner[edges[row] : edges[row + 1]]]
             reached = own.max(initial=-np.inf) - tolerance
-            found[row] = 1 + np.count_nonzero(line >= reached) - np.count_nonzero(own >= reached)
+            # "Not below" rather than "at or above": a query of NaN then comes last, not first.
+            found[row] = 1 + np.count_nonzero(~(line < reached)) - np.count_nonzero(~(own < reached))
     return found
-
-
-def recall_at(ranks: np.ndarray, k: int) -> float:
-    """R@k: the share of queries that found their target among the first k."""
-    return float(np.mean(ranks <= k))
-
-
-def mean_reciprocal_rank(ranks: np.ndarray) -> float:
-    """MRR: the mean of 1 / rank."""
-    return float(np.mean(1 / ranks))
 
 
 def retrieval_scores(ranks: np.ndarray) -> dict[str, float]:
     """What is reported of ranks everywhere: R@1, R@5, R@10 and MRR."""
-    return {f"R@{k}": recall_at(ranks, k) for k in (1, 5, 10)} | {"MRR": mean_reciprocal_rank(ranks)}
+    return {name: float(np.mean(values)) for name, values in by_query(ranks).items()}
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
+def by_query(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """What each query (n,) adds to the means R@1, R@5, R@10 and MRR; NaN where its rank is."""
+    found = {f"R@{k}": np.where(np.isnan(ranks), np.nan, ranks <= k) for k in (1, 5, 10)}
+    return {**found, "MRR": 1 / ranks}

@@ -94,7 +94,7 @@ _RULES = {
     "entity": r"&(?i:amp|lt|gt|quot|apos|nbsp|[mn]dash);",
     "address": r"&\#\d+;|&[A-Za-z](?:acute|grave|uml);"
     r"""|(?i:https?://)[^\s"<>|()]+\.[^\s"<>|()]*[^\s"<>|(){}.,;:!?'-]"""
-    r"|(?i:www)\.(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,4}"
+    r"""|(?i:www)\.(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,4}(?:/[^\s"<>|()]+[^\s"<>|.!?(){},-])?"""
     rf"|<{_EMAIL}>|{_EMAIL}"
     rf"|@[A-Za-z_]\w*|\#{_L}+",
     "dotted": rf"(?:{_A}+-)*(?:[A-Za-z]\.)+[A-Za-z]\.(?!{_L})(?:-{_A}+)*|[Pp][Hh]\.[Dd]\."

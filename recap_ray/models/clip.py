@@ -114,17 +114,18 @@ class ClipEncoder:
         self.std = torch.tensor(card.preprocess["std"], device=device).view(1, 3, 1, 1) * 255
 
     @torch.inference_mode()
-    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """Embeddings (n, d) float32 of unit length for uint8 pixels (n, height, width, 3) at the model's size."""
+    def encode_images(self, pixels: np.ndarray, normalise: bool = True) -> np.ndarray:
+        """Embeddings (n, d) float32 for uint8 pixels (n, height, width, 3) at the model's size; of unit length, or as
+        the model gives them."""
         batches = (torch.from_numpy(pixels[i : i + BATCH]).to(self.device) for i in range(0, len(pixels), BATCH))
-        return self._stack(self.model.encode_image(self._normalise(batch), normalize=True) for batch in batches)
+        return self._stack(self.model.encode_image(self._normalise(batch), normalize=normalise) for batch in batches)
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings (n, d) float32 of unit length; each distinct text is computed once."""
+    def encode_texts(self, texts: Sequence[str], normalise: bool = True) -> np.ndarray:
+        """Embeddings (n, d) float32, of unit length or as the model gives them; each distinct text is computed once."""
         distinct = list(dict.fromkeys(texts))
         batches = (self.tokenizer(distinct[i : i + BATCH]).to(self.device) for i in range(0, len(distinct), BATCH))
-        embeddings = self._stack(self.model.encode_text(batch, normalize=True) for batch in batches)
+        embeddings = self._stack(self.model.encode_text(batch, normalize=normalise) for batch in batches)
         row = {text: i for i, text in enumerate(distinct)}
         return embeddings[[row[text] for text in texts]]
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from recap_ray.errors import UserError
+from recap_ray.errors import UserError, first_line
 
 
 def choose_device(device: str) -> torch.device:
@@ -32,5 +32,4 @@ def load_errors(flag: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # hub, safetensors, JSON and torch each raise kinds of their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{flag} {name} could not be loaded: {reason}") from error
+        raise UserError(f"{flag} {name} could not be loaded: {first_line(error)}") from error

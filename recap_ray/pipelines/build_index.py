@@ -1,30 +1,36 @@
 """Build the caption index: captions -> exact duplicates out -> shards of captions -> their embeddings in FAISS.
 
-    I/shard-00000.parquet    id, caption
+    I/shard-00000.parquet    id, caption, origin
     I/shard-00000.faiss      the same ids with their embeddings
     I/index.json             written last: an index without it is not finished
 
 A shard is a part: it is embedded once, committed by rename, and skipped when the command is run again.
+
+With `--extend` the new index begins with the shards of a finished one, byte for byte and never embedded again; the
+new captions, less those it holds already, follow in shards of their own with the ids that come next. `origin` says
+where a caption is from ("given", or what `--origin` named), and index.json how many there are of each origin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import ray
 
-from recap_ray.caption_index.shard import captions_path, vectors_path, write_captions, write_vectors
+from recap_ray.caption_index.base import IndexBase
+from recap_ray.caption_index.shard import vectors_path, write_captions
 from recap_ray.errors import UserError
-from recap_ray.models.clip import ClipCard, ClipEncoder
-from recap_ray.models.device import check_device, choose_device
+from recap_ray.models.clip import ClipCard
+from recap_ray.models.device import check_device
 from recap_ray.parts import remove_leftovers
-from recap_ray.pipelines.cluster import ModelActor, light_stage, model_stage, ray_session
+from recap_ray.pipelines.cluster import light_stage, model_stage, ray_session
+from recap_ray.pipelines.embedding import TextActor
+from recap_ray.pipelines.shard_stages import CaptionReader, VectorWriter
 from recap_ray.progress import Progress
 from recap_ray.runs import file_stamp, open_run
 from recap_ray.settings import BuildIndexSettings
@@ -35,16 +41,25 @@ def build_index(settings: BuildIndexSettings) -> int:
     """Builds the index, or what is missing of it; returns the exit code."""
     check_device(settings.device)
     card = ClipCard.of(settings.clip)
+    base = IndexBase.of(settings.extend, card.identity, card.embed_dim)
     batches = iter_captions(settings.captions)
     first = next(batches, [])  # a missing or unreadable file is told before the output folder is touched
-    shaping = {"captions": file_stamp(settings.captions), "clip": card.identity, "shard_rows": settings.shard_rows}
+    shaping = {
+        "captions": file_stamp(settings.captions),
+        "clip": card.identity,
+        "shard_rows": settings.shard_rows,
+        "extend": base.fingerprint,
+        "origin": settings.origin,
+    }
     run = open_run(settings.output, "build-index", shaping, asdict(settings))
     if run.is_finished():
         print(f"the index in {run.folder} is already built from these captions")
         return 0
     remove_leftovers(run.folder)
-    shard_rows, given = write_shard_captions(run.folder, first, batches, settings.shard_rows)
-    rows = sum(shard_rows)
+    given, new_rows = write_shard_captions(run.folder, chain([first], batches), settings, base)
+    base.take_over(run.folder)
+    shard_rows = [*base.shard_rows, *new_rows]
+    rows, duplicates = sum(shard_rows), given - sum(new_rows)
     if not rows:
         raise UserError(f"--captions {settings.captions} holds no caption")
     todo = [n for n in range(len(shard_rows)) if not vectors_path(run.folder, n).exists()]
@@ -65,46 +80,51 @@ def build_index(settings: BuildIndexSettings) -> int:
             "type": "flat",
             "metric": "inner product of unit vectors (cosine)",
             "captions_given": given,
-            "duplicates_removed": given - rows,
+            "duplicates_removed": duplicates,
+            "origins": dict(Counter(base.origins) + Counter({settings.origin: sum(new_rows)})),
             "fingerprint": run.fingerprint,
         },
     )
     run.succeed()
-    print(f"{rows:,} captions ({given - rows:,} duplicates removed) in {len(shard_rows)} shards: {run.folder}")
+    taken = f"{base.rows:,} taken over, " if base.rows else ""
+    print(f"{rows:,} captions ({taken}{duplicates:,} duplicates removed) in {len(shard_rows)} shards: {run.folder}")
     return 0
 
 
 def write_shard_captions(
-    folder: Path, first: list[str], batches: Iterator[list[str]], shard_rows: int
-) -> tuple[list[int], int]:
-    """Commits the distinct captions of the input as shards with rising ids; gives each shard's rows, and how many
-    captions were given. Of equal captions the first is kept.
+    folder: Path, batches: Iterable[list[str]], settings: BuildIndexSettings, base: IndexBase
+) -> tuple[int, list[int]]:
+    """Commits the distinct captions of the input as shards with rising ids, after those of the base; gives how many
+    captions were given, and each new shard's rows. Of equal captions the first is kept.
 
     The set that finds duplicates holds a 16-byte digest a caption, not its text.
     """
-    seen: set[bytes] = set()
+    seen = {_digest(caption) for batch in base.captions() for caption in batch}
     waiting: list[str] = []
     sizes: list[int] = []
     given = 0
 
     def flush(least: int) -> None:
         while len(waiting) >= least and waiting:
-            write_captions(folder, len(sizes), sum(sizes), waiting[:shard_rows])
-            sizes.append(len(waiting[:shard_rows]))
-            del waiting[:shard_rows]
+            shard, first_id = waiting[: settings.shard_rows], base.rows + sum(sizes)
+            write_captions(folder, len(base.shard_rows) + len(sizes), first_id, shard, settings.origin)
+            sizes.append(len(shard))
+            del waiting[: len(shard)]
 
-    batch: list[str] | None = first
-    while batch is not None:
+    for batch in batches:
         given += len(batch)
         for caption in batch:
-            digest = blake2b(caption.encode(), digest_size=16).digest()
+            digest = _digest(caption)
             if digest not in seen:
                 seen.add(digest)
                 waiting.append(caption)
-        flush(shard_rows)
-        batch = next(batches, None)
+        flush(settings.shard_rows)
     flush(1)
-    return sizes, given
+    return given, sizes
+
+
+def _digest(caption: str) -> bytes:
+    return blake2b(caption.encode(), digest_size=16).digest()
 
 
 def embed_shards(shards: list[int], folder: Path, card: ClipCard, device: str) -> ray.data.Dataset:
@@ -115,42 +135,3 @@ def embed_shards(shards: list[int], folder: Path, card: ClipCard, device: str) -
         .map_batches(TextActor, fn_constructor_args=(card, device), batch_format="numpy", **model_stage(None, device))
         .map_batches(VectorWriter(folder), batch_format="numpy", **light_stage())
     )
-
-
-@dataclass(frozen=True)
-class CaptionReader:
-    """Reads the captions of a shard."""
-
-    folder: Path
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The shard's rows: shard, id, caption."""
-        number = int(batch["shard"][0])
-        table = pq.read_table(captions_path(self.folder, number))
-        ids, captions = table["id"].to_numpy(), table["caption"].to_numpy()
-        return {"shard": np.full(len(ids), number), "id": ids, "caption": captions}
-
-
-class TextActor(ModelActor):
-    """Holds CLIP and embeds texts."""
-
-    def load(self, card: ClipCard, device: str) -> None:
-        """Loads the models."""
-        self.clip = ClipEncoder(card, choose_device(device))
-
-    def process(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Replaces the column `caption` by `embedding` (n, d)."""
-        embedding = self.clip.encode_texts(list(batch.pop("caption")))
-        return {**batch, "embedding": embedding}
-
-
-@dataclass(frozen=True)
-class VectorWriter:
-    """Commits the FAISS file of a shard."""
-
-    folder: Path
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One row of report."""
-        write_vectors(self.folder, int(batch["shard"][0]), batch["id"], batch["embedding"])
-        return {"rows": np.array([len(batch["id"])])}

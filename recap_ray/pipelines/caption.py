@@ -9,26 +9,26 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from recap_ray.captioners import make_captioner
 from recap_ray.captioners.base import COLUMNS, Captioner
 from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
-from recap_ray.parts import Part, commit, finished_parts, plan_parts, remove_leftovers
+from recap_ray.parts import Part, finished_parts, plan_parts, remove_leftovers
 from recap_ray.pipelines.cluster import ModelActor, cpu_stage, light_stage, model_stage, ray_session
 from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.pipelines.part_stages import PartWriter, read_part
 from recap_ray.progress import Progress
-from recap_ray.runs import Run, open_run, write_json
-from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
+from recap_ray.runs import Run, open_run
+from recap_ray.schema import CAPTION_SCHEMA
 from recap_ray.settings import CaptionSettings
 from recap_ray.sources import list_images
 
@@ -82,13 +82,6 @@ def caption_parts(
     )
 
 
-def read_part(row: pa.Table) -> pa.Table:
-    """The listing of a part: key and source of each image, with the part's name beside them."""
-    part = Part(**row.to_pylist()[0])
-    listing = part.read_listing().replace_schema_metadata(None)
-    return listing.append_column("part", pa.array([part.name] * part.rows))
-
-
 class CaptionActor(ModelActor):
     """Holds one captioner with its models; captions the images of a block that could be decoded."""
 
@@ -115,25 +108,6 @@ class CaptionActor(ModelActor):
         part = pa.array(list(batch["part"]), pa.string())
         seconds = pa.array(np.full(len(rows), monotonic() - started))
         return rows.append_column("part", part).append_column("part_seconds", seconds)
-
-
-@dataclass(frozen=True)
-class PartWriter:
-    """Writes the block of a part as its Parquet file, committed by rename, and reports on it."""
-
-    run: Run
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """One row of report for the part: its name, rows and errors."""
-        name, seconds = table["part"][0].as_py(), table["part_seconds"][0].as_py()
-        rows = table.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
-        rows = rows.replace_schema_metadata({FINGERPRINT_KEY: self.run.fingerprint.encode()})
-        errors = Counter(error_code(error) for error in rows["error"].drop_null().to_pylist())
-        report = {"part": name, "rows": len(rows), "errors": dict(errors), "model_seconds": round(seconds, 3)}
-        # The report first: every part that is there has one, whenever we are killed.
-        write_json(self.run.folder / "reports" / f"{name}.json", report)
-        commit(self.run.folder / "captions" / f"{name}.parquet", lambda path: pq.write_table(rows, path))
-        return pa.table({"part": [name], "rows": [len(rows)], "errors": [errors.total()]})
 
 
 def _finish(run: Run, parts: list[Part], progress: Progress, max_error_rate: float) -> int:

@@ -1,64 +1,39 @@
-"""Image-caption pairs -> their CLIP embeddings, part by part: what fitting and evaluating have in common."""
+"""Pairs, images and texts -> their CLIP embeddings, part by part: what several jobs have in common."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-import safetensors.numpy
 
+from recap_ray.alignment import EmbeddedPairs
 from recap_ray.images import ImageLimits, ImagePreparer
 from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.models.device import choose_device
 from recap_ray.pipelines.cluster import ModelActor, cpu_stage, model_stage
 from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.progress import Progress
 from recap_ray.schema import error_code
 
-
-@dataclass(frozen=True)
-class EmbeddedPairs:
-    """Embeddings of images and of their captions: texts[j] is a caption of images[owner[j]]."""
-
-    images: np.ndarray  # (n, d) float32
-    texts: np.ndarray  # (m, d) float32
-    owner: np.ndarray  # (m,) int64, rising
-
-    def of_images(self, keep: np.ndarray) -> EmbeddedPairs:
-        """The pairs of the images that the mask `keep` (n,) marks."""
-        texts = keep[self.owner]
-        return EmbeddedPairs(self.images[keep], self.texts[texts], (np.cumsum(keep) - 1)[self.owner[texts]])
-
-    @classmethod
-    def concatenate(cls, parts: list[EmbeddedPairs]) -> EmbeddedPairs:
-        """All pairs of several parts."""
-        starts = np.cumsum([0, *(len(part.images) for part in parts[:-1])])
-        owner = np.concatenate([part.owner + start for part, start in zip(parts, starts)])
-        return cls(np.concatenate([p.images for p in parts]), np.concatenate([p.texts for p in parts]), owner)
-
-    def to_bytes(self) -> bytes:
-        """As safetensors, to travel between processes."""
-        return safetensors.numpy.save({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> EmbeddedPairs:
-        """What `to_bytes` wrote."""
-        return cls(**safetensors.numpy.load(data))
+TEXT_PART_ROWS = 8192
 
 
-def embed_pairs(pairs: pa.Table, card: ClipCard, device: str, limits: ImageLimits, part_rows: int) -> ray.data.Dataset:
-    """Embeds pairs (columns image, source, captions), an image once however many captions it has.
+def slices(table: pa.Table, rows: int) -> list[pa.Table]:
+    """The table in parts of so many rows."""
+    return [table.slice(start, rows).combine_chunks() for start in range(0, len(table), rows)]
 
-    One row a part: `pairs` (EmbeddedPairs of the images that could be read, as bytes), `images` (their names),
-    `rows` (images given) and `errors` (codes of the others, separated by blanks).
+
+def embed_pairs(parts: list[pa.Table], card: ClipCard, device: str, limits: ImageLimits) -> ray.data.Dataset:
+    """Embeds parts of pairs (columns image, source, captions), an image once however many captions it has.
+
+    One row a part: `pairs` (EmbeddedPairs of the images that could be read, as bytes, and as the model gives them),
+    `images` (their names), `rows` (images given) and `errors` (codes of the others, separated by blanks).
     """
-    # As JSON: a ragged list does not survive the way through numpy batches but as a pickle.
-    captions = pa.array(map(json.dumps, pairs["captions"].to_pylist()), pa.string())
-    pairs = pairs.drop_columns("captions").append_column("captions", captions)
-    parts = [pairs.slice(start, part_rows).combine_chunks() for start in range(0, len(pairs), part_rows)]
+    parts = [part.set_column(part.column_names.index("captions"), "captions", _as_json(part)) for part in parts]
     loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
     return (
         ray.data.from_arrow(parts)
@@ -67,12 +42,63 @@ def embed_pairs(pairs: pa.Table, card: ClipCard, device: str, limits: ImageLimit
     )
 
 
-class PairsActor(ModelActor):
-    """Holds CLIP and embeds the images and captions of a block."""
+def embed_images(
+    images: pa.Table, card: ClipCard, device: str, limits: ImageLimits, part_rows: int
+) -> tuple[dict[str, int], np.ndarray]:
+    """Embeds images (columns image, source): where each image's row is, and the rows (n, d) as the model gives them.
+    Images that could not be read have none."""
+    captions = pa.array([[]] * len(images), pa.list_(pa.string()))
+    parts = slices(images.append_column("captions", captions), part_rows)
+    progress = Progress("CLIP", len(images), "images")
+    rows: dict[str, int] = {}
+    found = [np.zeros((0, card.embed_dim), np.float32)]
+    for part in embed_pairs(parts, card, device, limits).iter_rows():
+        rows |= {image: len(rows) + i for i, image in enumerate(part["images"])}
+        found.append(EmbeddedPairs.from_bytes(part["pairs"]).images)
+        progress.update(part["rows"], len(part["errors"].split()))
+    progress.finish()
+    return rows, np.concatenate(found)
+
+
+def embed_texts(texts: Sequence[str], card: ClipCard, device: str) -> tuple[dict[str, int], np.ndarray]:
+    """Embeds texts, each distinct one once: where each text's row is, and the rows (n, d) of unit length."""
+    rows = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    table = pa.table({"row": pa.array(range(len(rows)), pa.int64()), "caption": pa.array(list(rows), pa.string())})
+    stage = {"fn_constructor_args": (card, device), "batch_format": "numpy", **model_stage(None, device)}
+    progress = Progress("CLIP", len(rows), "texts")
+    found = np.zeros((len(rows), card.embed_dim), np.float32)
+    parts = ray.data.from_arrow(slices(table, TEXT_PART_ROWS)).map_batches(TextActor, **stage)
+    for part in parts.iter_batches(batch_size=None, batch_format="numpy"):
+        found[part["row"]] = part["embedding"]
+        progress.update(len(part["row"]))
+    progress.finish()
+    return rows, found
+
+
+def _as_json(part: pa.Table) -> pa.Array:
+    """The captions of each image as JSON: a ragged list does not survive the way through numpy batches."""
+    return pa.array(map(json.dumps, part["captions"].to_pylist()), pa.string())
+
+
+class ClipActor(ModelActor):
+    """Holds CLIP."""
 
     def load(self, card: ClipCard, device: str) -> None:
-        """Loads the models."""
+        """Loads the model."""
         self.clip = ClipEncoder(card, choose_device(device))
+
+
+class TextActor(ClipActor):
+    """Embeds the texts of a block."""
+
+    def process(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Replaces the column `caption` by `embedding` (n, d) of unit length."""
+        embedding = self.clip.encode_texts(list(batch.pop("caption")))
+        return {**batch, "embedding": embedding}
+
+
+class PairsActor(ClipActor):
+    """Embeds the images and captions of a block."""
 
     def process(self, batch: dict[str, Any]) -> pa.Table:
         """One row, see embed_pairs."""
@@ -80,8 +106,8 @@ class PairsActor(ModelActor):
         good = np.flatnonzero(batch["error"] == "")
         captions = [json.loads(batch["captions"][i]) for i in good]
         pairs = EmbeddedPairs(
-            self.clip.encode_images(batch["pixels"][good]),
-            self.clip.encode_texts([caption for row in captions for caption in row]),
+            self.clip.encode_images(batch["pixels"][good], normalise=False),
+            self.clip.encode_texts([caption for row in captions for caption in row], normalise=False),
             np.repeat(np.arange(len(good)), [len(row) for row in captions]),
         )
         codes = " ".join(error_code(error) for error in errors if error)

@@ -1,158 +1,210 @@
-"""Score captions against references: n-gram metrics, the CLIP scores of the rows, and on demand retrieval.
+"""Score captions against references, or the metrics themselves against people.
 
-scores.json    every number with how it was made: tokenizer, scale and prefix of the CLIP scores, pool of retrieval
+scores.json       every number with its standard error and how it was made: tokenizer, scale, prefix, pool
+scores.parquet    the scores of each image, or of each judged caption
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from recap_ray.artifacts import open_alignment
 from recap_ray.errors import UserError
-from recap_ray.images import ImageLimits
-from recap_ray.metrics.clip_score import CLIP_S_PREFIX, CLIP_S_SCALE
-from recap_ray.metrics.ngram import TOKENIZERS, NgramScores, score_captions
-from recap_ray.metrics.retrieval import ranks, retrieval_scores
-from recap_ray.models.clip import ClipCard
+from recap_ray.metrics import bootstrap
+from recap_ray.metrics.agreement import agreement
+from recap_ray.metrics.ngram import METRICS, TOKENIZERS, NgramScores, score_captions
+from recap_ray.metrics.retrieval import by_query, retrieval_scores
 from recap_ray.models.device import check_device
-from recap_ray.outputs import open_output
+from recap_ray.parts import commit
+from recap_ray.pipelines.clip_columns import RANK, Scorer, clip_columns, made_with
 from recap_ray.pipelines.cluster import ray_session
-from recap_ray.pipelines.embedding import EmbeddedPairs, embed_pairs
-from recap_ray.pipelines.rows import iter_part_rows
-from recap_ray.progress import Progress
+from recap_ray.pipelines.evaluation_rows import EvaluationRows, RunSource, read_judged, read_predicted
 from recap_ray.runs import output_file, write_json
 from recap_ray.settings import EvaluateSettings
-from recap_ray.tables import read_pairs
-
-COLUMNS = ["key", "source", "caption", "clip_score", "aligned_clip_score"]
+from recap_ray.table_formats import suffix_of
 
 
 def evaluate(settings: EvaluateSettings) -> int:
     """Writes the scores, prints them as a table and returns 0."""
-    _, run, files = open_output(settings.captions)
-    output = output_file(settings.output)
     check_device(settings.device)
     if settings.tokenizer not in TOKENIZERS:
         raise UserError(f"--tokenizer {settings.tokenizer} is unknown: expected one of {', '.join(TOKENIZERS)}")
-    pairs = read_pairs(settings.references, "--references")
-    references = dict(zip(pairs["image"].to_pylist(), pairs["captions"].to_pylist()))
-    with ray_session(settings):
-        rows = pa.concat_tables(iter_part_rows(files, COLUMNS)).sort_by("key")
-        keys = match_keys(rows["key"].to_pylist(), references, settings.references)
-        found = retrieval(rows, keys, references, run, settings) if settings.retrieval else None
-    captions = {
-        key: text for key, text in zip(rows["key"].to_pylist(), rows["caption"].to_pylist()) if text and keys[key]
-    }
-    if not captions:
-        raise UserError(f"--captions {settings.captions}: none of its {len(rows)} rows has a caption and references")
-    ngrams = score_captions(captions, {key: references[keys[key] or ""] for key in captions}, settings.tokenizer)
-    scores = {
-        "captions": settings.captions,
-        "references": settings.references,
-        "images": len(rows),
-        "scored": len(captions),
-        "without_caption": rows["caption"].null_count,
-        "without_references": sum(name is None for name in keys.values()),
-        "metrics": {**ngrams.corpus, "CLIP-S": _mean(rows["clip_score"]), "aCLIP-S": _mean(rows["aligned_clip_score"])},
-        "left_out": ngrams.left_out,
-        "made_with": {
-            "tokenizer": ngrams.tokenizer,
-            "CLIP": run["made_from"]["clip"],
-            "CLIP-S": f"{CLIP_S_SCALE} * max(cos, 0), captions after {CLIP_S_PREFIX!r}",
-            "aCLIP-S": "max(cos, 0) with the image as the run aligned it, no prefix",
-        },
-        "retrieval": found,
-    }
-    write_json(output, scores)
-    _tell(scores, ngrams, output)
+    chosen_metrics(settings)
+    output = scores_file(settings)
+    source = None
+    if settings.judgements:
+        rows = read_judged(settings)
+    elif suffix_of(settings.captions or "") == ".json":
+        rows = read_predicted(settings)
+    else:
+        source = RunSource.open(settings)
+    scorer = Scorer.of(settings, source.run if source else None)
+    if settings.retrieval and not scorer:
+        raise UserError("--retrieval ranks images by CLIP: name it with --clip, and the pictures with --images")
+    columns: dict[str, np.ndarray] = {}
+    if source or scorer:
+        with ray_session(settings):
+            rows = source.read() if source else rows
+            columns = clip_columns(rows, scorer, settings) if scorer else dict(rows.scores)
+    found = (judge if settings.judgements else score)(rows, columns, settings)
+    if columns:
+        clip = scorer.card.identity if scorer else source.run["made_from"]["clip"] if source else ""
+        told = {name: text for name, text in made_with(settings).items() if name in columns}
+        found["made_with"] |= {"CLIP": clip, **told}
+    write_json(output, found)
+    (tell_agreement if settings.judgements else tell_scores)(found)
+    print(f"scores: {output}, by image: {by_image_file(output)}")
     return 0
 
 
-def match_keys(keys: list[str], references: dict[str, Any], path: str) -> dict[str, str | None]:
-    """For each key of the output the name its references have: the key itself, or else the file name alone.
-
-    Raises UserError if no key has references at all, which is a mistake of paths rather than a gap.
-    """
-    matched: dict[str, str | None] = {key: key if key in references else None for key in keys}
-    # A file name alone matches only where it is one image's on both sides.
-    free_names = _by_file(name for name in references if name not in matched)
-    free_keys = _by_file(key for key, name in matched.items() if name is None)
-    matched |= {key: free_names.get(file) for file, key in free_keys.items() if key}
-    if not any(matched.values()):
-        raise UserError(
-            f"--references {path} names none of the images captioned: it has {next(iter(references))!r}, "
-            f"the output has {keys[0]!r}"
-        )
-    return matched
+def scores_file(settings: EvaluateSettings) -> Path:
+    """The file of --output; raises UserError if it, or the Parquet beside it, is one of the files read."""
+    output = output_file(settings.output)
+    if output.suffix == ".parquet":
+        raise UserError(f"--output {settings.output}: expected a name for JSON; the Parquet goes beside it")
+    for flag in ("captions", "references", "judgements"):
+        given = getattr(settings, flag)
+        if given and Path(given).expanduser().resolve() in (output, by_image_file(output)):
+            raise UserError(f"--output {settings.output} would write over --{flag} {given}: name another file")
+    return output
 
 
-def _by_file(names: Iterable[str]) -> dict[str, str | None]:
-    """File name -> the name that ends in it, or None where several do."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        found[Path(name).name] = None if Path(name).name in found else name
-    return found
+def chosen_metrics(settings: EvaluateSettings) -> list[str]:
+    """The n-gram metrics of --metrics; BLEU stands for all four. Raises UserError for one that is unknown."""
+    chosen = []
+    for name in map(str.strip, settings.metrics.split(",")):
+        own = [metric for metric in METRICS if name in (metric, metric.rstrip("-1234"))]
+        if not own:
+            raise UserError(
+                f"--metrics {settings.metrics}: {name!r} is unknown, expected BLEU or some of {', '.join(METRICS)}"
+            )
+        chosen += own
+    return chosen
 
 
-def retrieval(
-    rows: pa.Table,
-    keys: dict[str, str | None],
-    references: dict[str, list[str]],
-    run: dict[str, Any],
-    settings: EvaluateSettings,
-) -> dict[str, Any]:
-    """R@1, R@5, R@10 and MRR of the run's images, aligned as in the run, among the first references of all of them.
+def by_image_file(output: Path) -> Path:
+    """The Parquet beside the JSON."""
+    return output.with_suffix(".parquet")
 
-    Raises UserError if the CLIP or the alignment is no longer the one that captioned.
-    """
-    run_settings, made_from = run["settings"], run["made_from"]
-    card = ClipCard.of(run_settings["clip"])
-    alignment, digest = open_alignment(run_settings["alignment"], card.identity, card.embed_dim)
-    if (card.identity, digest) != (made_from["clip"], made_from["alignment"]):
-        raise UserError(
-            f"--retrieval: the CLIP {run_settings['clip']} or the alignment {run_settings['alignment']} has changed "
-            "since these captions were made: caption again, or leave --retrieval out"
-        )
-    with_references = rows.filter(pa.array([keys[key] is not None for key in rows["key"].to_pylist()]))
-    names = with_references["key"].to_pylist()
-    pairs = pa.table(
-        {
-            "image": names,
-            "source": with_references["source"],
-            "captions": pa.array([references[keys[name] or ""][:1] for name in names], pa.list_(pa.string())),
-        }
-    )
-    limits = ImageLimits(run_settings["max_image_bytes"], run_settings["max_image_pixels"])
-    progress = Progress("evaluate: retrieval", len(pairs), "images")
-    parts = []
-    for row in embed_pairs(pairs, card, settings.device, limits, run_settings["part_rows"]).iter_rows():
-        parts.append(EmbeddedPairs.from_bytes(row["pairs"]))
-        progress.update(row["rows"], len(row["errors"].split()))
-    progress.finish()
-    pairs_found = EmbeddedPairs.concatenate(parts)
-    found = ranks(alignment(pairs_found.images), pairs_found.texts, pairs_found.owner)
+
+def score(rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings) -> dict[str, Any]:
+    """Scores of captions: corpus values with standard errors over images; the values by image go to the Parquet."""
+    ngrams = ngrams_of(rows, settings)
+    words = ngrams.by_key(rows.keys)
+    write_by_image(rows, {**words, **columns}, settings)
+    rank = columns.pop(RANK, np.full(len(rows), np.nan))
+    left_out = dict(ngrams.left_out)
+    for name in [name for name, values in columns.items() if not np.isfinite(values).any()]:
+        left_out[name] = "no image could be scored"
+        del columns[name]
+    errors = ngrams.standard_errors({**columns, **by_query(rank)}, rows.keys)
+    metrics = {**ngrams.corpus, **{name: float(np.nanmean(values)) for name, values in columns.items()}}
+    ranked = rank[np.isfinite(rank)]
+    retrieval = None
+    if settings.retrieval and not len(ranked):
+        left_out["retrieval"] = "no image could be ranked"
+    elif settings.retrieval:
+        found = retrieval_scores(ranked)
+        pool = {"images": len(ranked), "pool": "the first reference of each image"}
+        retrieval = {**pool, **found, "standard_errors": {name: errors[name] for name in found}}
     return {
-        "images": len(found),
-        "pool": "the first reference of each image",
-        **retrieval_scores(found),
+        "captions": settings.captions,
+        "references": settings.references,
+        "images": len(rows),
+        "scored": len(ngrams.keys),
+        "without_caption": sum(caption is None for caption in rows.captions),
+        "without_references": sum(not own for own in rows.references),
+        "metrics": metrics,
+        "standard_errors": {name: errors[name] for name in metrics},
+        "images_scored": {name: int(np.isfinite(v).sum()) for name, v in {**words, **columns}.items()},
+        "left_out": left_out,
+        "made_with": {"tokenizer": ngrams.tokenizer, "standard errors": _BOOTSTRAP},
+        "retrieval": retrieval,
     }
 
 
-def _mean(column: pa.ChunkedArray) -> float | None:
-    values = column.drop_null().to_numpy()
-    return float(np.mean(values)) if len(values) else None
+def judge(rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings) -> dict[str, Any]:
+    """Agreement of metrics with ratings: Kendall's taus; metrics that some caption lacks are left out with a reason."""
+    assert rows.judgements is not None
+    left_out: dict[str, str] = {}
+    made_with: dict[str, Any] = {}
+    if all(rows.references):
+        ngrams = ngrams_of(rows, settings)
+        columns = {**ngrams.per_image, **columns}
+        left_out |= ngrams.left_out
+        made_with["tokenizer"] = ngrams.tokenizer
+    else:
+        left_out["n-gram metrics"] = "some judged images have no references: give them all with --references"
+    if settings.clip is None:
+        left_out["CLIP scores"] = "they need --clip and --images"
+    for name, values in list(columns.items()):
+        if missing := np.flatnonzero(~np.isfinite(values)).tolist():
+            first = f"{rows.captions[missing[0]]!r} of the image {rows.images[missing[0]]}"
+            left_out[name] = f"{len(missing):,} captions have no score, the first is {first}"
+            del columns[name]
+    if not columns:
+        raise UserError("--judgements: no metric is left: " + "; ".join(f"{n}: {why}" for n, why in left_out.items()))
+    ratings = rows.judgements.ratings
+    write_by_image(rows, columns, settings)
+    return {
+        "judgements": settings.judgements,
+        "protocol": rows.judgements.protocol,
+        "images": len(set(rows.images)),
+        "captions": len(rows),
+        "ratings": sum(map(len, ratings)),
+        "agreement": agreement(columns, ratings, rows.judgements.protocol),
+        "left_out": left_out,
+        "made_with": made_with,
+    }
 
 
-def _tell(scores: dict[str, Any], ngrams: NgramScores, output: Path) -> None:
-    print(f"{scores['scored']:,} of {scores['images']:,} images scored, tokenizer {ngrams.tokenizer}")
-    for name, value in [*scores["metrics"].items(), *(scores["retrieval"] or {}).items()]:
-        if isinstance(value, float):
-            print(f"  {name:8} {value:.4f}")
-    for name, reason in ngrams.left_out.items():
-        print(f"  {name:8} left out: {reason}")
-    print(f"scores: {output}")
+def ngrams_of(rows: EvaluationRows, settings: EvaluateSettings) -> NgramScores:
+    """The n-gram metrics of the rows that have a caption and references; raises UserError if there is none."""
+    scored = np.flatnonzero(rows.scored())
+    if not len(scored):
+        raise UserError(f"--captions {settings.captions}: none of its {len(rows)} rows has a caption and references")
+    captions = {rows.keys[i]: rows.captions[i] or "" for i in scored}
+    references = {rows.keys[i]: rows.references[i] for i in scored}
+    return score_captions(captions, references, settings.tokenizer, chosen_metrics(settings))
+
+
+def write_by_image(rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings) -> None:
+    """The Parquet beside the JSON: key, image (of judgements), caption, ratings (of judgements), and the scores."""
+    own: dict[str, Any] = {"key": rows.keys, "caption": pa.array(rows.captions, pa.string())}
+    if rows.judgements:
+        own = {"image": rows.images, "caption": rows.captions, "ratings": rows.judgements.ratings}
+    scores = {name: pa.array(values, pa.float64(), from_pandas=True) for name, values in columns.items()}  # NaN: null
+    path = by_image_file(scores_file(settings))
+    commit(path, lambda temporary: pq.write_table(pa.table({**own, **scores}), temporary))
+
+
+_BOOTSTRAP = f"bootstrap over images, {bootstrap.REPLICATES:,} replicates"
+
+
+def tell_scores(found: dict[str, Any]) -> None:
+    """Prints the table: value, standard error, images, and how CLIP scores were made."""
+    print(f"{found['scored']:,} of {found['images']:,} images scored, tokenizer {found['made_with']['tokenizer']}")
+    retrieval = found["retrieval"] or {"standard_errors": {}}
+    errors = {**found["standard_errors"], **retrieval["standard_errors"]}
+    images = {**found["images_scored"], **dict.fromkeys(retrieval["standard_errors"], retrieval.get("images"))}
+    told = {**found["made_with"], **dict.fromkeys(retrieval["standard_errors"], f"among {retrieval.get('pool')}")}
+    for name, value in {**found["metrics"], **retrieval}.items():
+        if name in errors and value is not None:
+            error = "" if errors[name] is None else f"+- {errors[name]:.4f}"
+            print(f"  {name:12} {value:8.4f} {error:10} {images[name]:>8,} images  {told.get(name, '')}".rstrip())
+    for name, reason in found["left_out"].items():
+        print(f"  {name:12} left out: {reason}")
+
+
+def tell_agreement(found: dict[str, Any]) -> None:
+    """Prints the taus of each metric."""
+    print(f"{found['captions']:,} captions, {found['ratings']:,} ratings, protocol {found['protocol']}; taus times 100")
+    for name, taus in found["agreement"].items():
+        values = "  ".join(f"{tau} {'none' if value is None else f'{value:.1f}':>5}" for tau, value in taus.items())
+        print(f"  {name:12} {values}  {found['made_with'].get(name, '')}".rstrip())
+    for name, reason in found["left_out"].items():
+        print(f"  {name:12} left out: {reason}")

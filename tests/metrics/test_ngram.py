@@ -1,3 +1,4 @@
+import random
 import shutil
 import stat
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ import pytest
 from recap_ray.errors import MissingExtra, UserError
 from recap_ray.metrics import java as java_programs
 from recap_ray.metrics import ngram
+from recap_ray.metrics.bootstrap import standard_errors
 from recap_ray.metrics.ngram import METRICS, score_captions
 
 pytest.importorskip("pycocoevalcap")
@@ -29,14 +31,57 @@ REFERENCES = {
 }
 
 
-def as_coco(tokenizer):
-    """The two dicts that pycocoevalcap's scorers take, cut by its own tokenizer."""
-    truths = {key: [{"caption": text} for text in REFERENCES[key]] for key in CAPTIONS}
-    return tokenizer.tokenize(truths), tokenizer.tokenize({k: [{"caption": c}] for k, c in CAPTIONS.items()})
+# --- against the package's own run ---
 
 
-@java
-def test_all_scores_equal_those_of_pycocoevalcap_run_as_coco_caption_does():
+def generated(images=1000, references=5, seed=0):
+    """Captions and references whose spelling gives a tokenizer work: every text is another wording of its scene."""
+    rng = random.Random(seed)
+    captions, truths = {}, {}
+    for i in range(images):
+        scene = {slot: rng.choice(words.split("|")) for slot, words in WORDS.items()}
+        texts = [wording(scene, rng) for _ in range(references + 1)]
+        captions[f"{i}.jpg"], truths[f"{i}.jpg"] = texts[0], texts[1:]
+    return captions, truths
+
+
+def wording(scene, rng):
+    """The scene in one of the patterns, with some of its words changed and some of the spelling odd."""
+    words = {slot: word if rng.random() < 0.7 else rng.choice(WORDS[slot].split("|")) for slot, word in scene.items()}
+    text = rng.choice(PATTERNS).format(**words)
+    if rng.random() < 0.15:
+        text = rng.choice(ODD).format(text=text)
+    return text[0].upper() + text[1:] if rng.random() < 0.8 else text
+
+
+WORDS = {
+    "who": "a man|the old woman|two boys|a dog|Mr. Smith's cat|3 players|a T-shirt-clad kid|an 8-year-old girl",
+    "what": "a skateboard|the \"STOP\" sign|a half-eaten sandwich|'Moby Dick'|$5.50|a black-and-white ball",
+    "does": "holds|isn't holding|can't see|is looking at|jumps over|'s about to drop|won't let go of",
+    "where": "in the park|at 5:30 p.m.|on a U.S. street|near No. 10|at the children's museum|in St. Louis",
+    "how": "quickly|1,000 times|(again)|- as always -|very slowly|50% faster|w/o looking|well-behaved",
+}
+PATTERNS = [
+    "{who} {does} {what} {where}.",
+    "{who} {does} {what} {where}, {how}",
+    "{where} {who} {does} {what}; it's {how}!",
+    "there's {who} who {does} {what} ({where})",
+    "{who}, {how}, {does} {what}...",
+    "{who} {does} {what} and {who} {does} it {where}?",
+]
+ODD = [
+    "{text} #photo @ 2pm",
+    '"{text}" she said',
+    "{text} I'd say they've 1/2 of it, don't you think?",
+    "``{text}'' -- a caf\u00e9 & more",
+    "{text}  cannot wanna gonna  ",
+    "\u201c{text}\u201d \u2014 it\u2019s na\u00efve\u2026",
+    "{text} e.g. www.site.com/a_b or me@mail.org",
+]
+
+
+def package_scores(captions, references):
+    """The corpus values of pycocoevalcap, run as coco-caption runs it: its tokenizer, then its scorers."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -44,18 +89,33 @@ def test_all_scores_equal_those_of_pycocoevalcap_run_as_coco_caption_does():
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     try:
-        truths, candidates = as_coco(PTBTokenizer())
+        truths = PTBTokenizer().tokenize({key: [{"caption": t} for t in references[key]] for key in captions})
+        candidates = PTBTokenizer().tokenize({key: [{"caption": text}] for key, text in captions.items()})
     except OSError as error:
         pytest.skip(f"pycocoevalcap's tokenizer writes into its own folder: {error}")
-    ours = score_captions(CAPTIONS, REFERENCES, "ptb")
-    corpus, rows = Bleu(4).compute_score(truths, candidates, verbose=0)
+    corpus, rows = {}, {}
+    bleu, bleu_rows = Bleu(4).compute_score(truths, candidates, verbose=0)
     for n in range(4):
-        assert ours.corpus[f"BLEU-{n + 1}"] == pytest.approx(corpus[n], abs=1e-12)
-        assert ours.per_image[f"BLEU-{n + 1}"] == pytest.approx(rows[n], abs=1e-12)
+        corpus[f"BLEU-{n + 1}"], rows[f"BLEU-{n + 1}"] = bleu[n], bleu_rows[n]
     for name, scorer in {"ROUGE-L": Rouge(), "CIDEr": Cider(), "METEOR": Meteor()}.items():
-        value, rows = scorer.compute_score(truths, candidates)
-        assert ours.corpus[name] == pytest.approx(value, abs=1e-9)
-        assert ours.per_image[name] == pytest.approx(rows, abs=1e-9)
+        corpus[name], rows[name] = scorer.compute_score(truths, candidates)
+    return corpus, rows
+
+
+@java
+def test_scores_of_1000_captions_equal_those_of_pycocoevalcap_and_the_python_tokenizer_stays_close():
+    captions, references = generated()
+    captions, references = captions | CAPTIONS, references | REFERENCES
+    corpus, rows = package_scores(captions, references)
+    ours = score_captions(captions, references, "ptb", list(corpus))
+    assert ours.tokenizer == "ptb" and 0.1 < corpus["BLEU-4"] < 0.9  # the scores are of neither nothing nor copies
+    for name, value in corpus.items():
+        assert ours.corpus[name] == pytest.approx(value, abs=1e-6)
+        assert ours.per_image[name] == pytest.approx(np.asarray(rows[name]), abs=1e-6)
+    by_python = score_captions(captions, references, "python", list(corpus))
+    assert by_python.tokenizer == "python"
+    for name, value in corpus.items():
+        assert 100 * by_python.corpus[name] == pytest.approx(100 * value, abs=0.2)  # points, as published tables have
 
 
 @java
@@ -64,6 +124,58 @@ def test_both_tokenizers_give_the_same_scores():
     other = score_captions(CAPTIONS, REFERENCES, "python", WITHOUT_JAVA)
     assert (one.tokenizer, other.tokenizer) == ("ptb", "python")
     assert one.corpus == other.corpus
+
+
+# --- standard errors ---
+
+
+def test_standard_errors_cover_every_metric_and_further_columns():
+    captions, references = generated(images=40)
+    scores = score_captions(captions, references, "python", WITHOUT_JAVA)
+    clip_score = np.random.default_rng(0).random(40)
+    errors = scores.standard_errors({"CLIP-S": clip_score, "none": np.full(40, np.nan)})
+    assert list(errors) == [*scores.corpus, "CLIP-S", "none"] and errors["none"] is None
+    for name, column in {"CIDEr": scores.per_image["CIDEr"], "CLIP-S": clip_score}.items():
+        assert errors[name] == pytest.approx(np.std(column) / np.sqrt(40), rel=0.1)
+    # Corpus BLEU is no mean over images: its error is neither that of the mean nor out of all proportion to it.
+    of_mean = np.std(scores.per_image["BLEU-4"]) / np.sqrt(40)
+    assert errors["BLEU-4"] != pytest.approx(of_mean, rel=0.01) and of_mean / 3 < errors["BLEU-4"] < 3 * of_mean
+
+
+def test_images_without_n_gram_scores_leave_those_means_alone():
+    captions, references = generated(images=40)
+    scores = score_captions(captions, references, "python", ["BLEU-4", "CIDEr"])
+    more = [f"{i}.jpg" for i in range(60)][::-1]
+    rows = [more.index(key) for key in scores.keys]
+    column, cider = np.random.default_rng(0).random(60), np.full(60, np.nan)
+    cider[rows] = scores.per_image["CIDEr"]
+    errors = scores.standard_errors({"CLIP-S": column}, more)
+    assert list(errors) == ["BLEU-4", "CIDEr", "CLIP-S"] and errors["BLEU-4"] > 0
+    assert (errors["CIDEr"], errors["CLIP-S"]) == tuple(standard_errors({"1": cider, "2": column}).values())
+
+
+def test_a_metric_left_out_and_a_single_image_have_no_standard_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert score_captions(CAPTIONS, REFERENCES, metrics=["METEOR"]).standard_errors() == {"METEOR": None}
+    alone = score_captions({"a.jpg": "A dog"}, REFERENCES, "python", WITHOUT_JAVA)
+    assert alone.standard_errors() == dict.fromkeys(WITHOUT_JAVA)
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys", "said"),
+    [
+        ({"CIDEr": np.ones(4)}, None, "scored: CIDEr"),
+        ({"CLIP-S": np.ones(3)}, None, "different numbers of images"),
+        ({}, ["a.jpg", "b.jpg", "c.jpg"], "must be distinct and hold all 4"),
+        ({}, [*CAPTIONS, "a.jpg"], "must be distinct and hold all 4"),
+    ],
+)
+def test_columns_that_do_not_fit_the_scored_images_are_told(columns, keys, said):
+    with pytest.raises(ValueError, match=said):
+        score_captions(CAPTIONS, REFERENCES, "python", ["CIDEr"]).standard_errors(columns, keys)
+
+
+# --- the rules of score_captions ---
 
 
 def test_a_caption_equal_to_its_reference_has_the_highest_scores_and_per_image_values_follow_the_keys():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recap_ray.metrics import retrieval
-from recap_ray.metrics.retrieval import mean_reciprocal_rank, ranks, recall_at
+from recap_ray.metrics.retrieval import by_query, ranks, retrieval_scores
 
 
 def naive_ranks(queries, targets, owner):
@@ -60,10 +60,29 @@ def test_a_query_without_targets_comes_after_all_of_them():
     assert ranks(np.eye(3), np.eye(3)[:2]).tolist() == [1, 1, 3]
 
 
+def test_a_query_of_nan_comes_last_not_first():
+    queries = np.array([[1.0, 0], [np.nan, 1]])
+    assert ranks(queries, np.eye(2)).tolist() == [1, 3 - 1]
+
+
 def test_recall_and_mean_reciprocal_rank_of_known_ranks():
     known = np.array([1, 2, 4, 10])
-    assert [recall_at(known, k) for k in (1, 5, 10)] == [0.25, 0.75, 1.0]
-    assert mean_reciprocal_rank(known) == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 10) / 4)
+    assert retrieval_scores(known) == {
+        "R@1": 0.25,
+        "R@5": 0.75,
+        "R@10": 1.0,
+        "MRR": pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 10) / 4),
+    }
+
+
+def test_a_query_that_was_not_ranked_adds_to_no_mean():
+    found = by_query(np.array([1, np.nan, 7]))
+    assert {name: np.nan_to_num(values, nan=-1).tolist() for name, values in found.items()} == {
+        "R@1": [1, -1, 0],
+        "R@5": [1, -1, 0],
+        "R@10": [1, -1, 1],
+        "MRR": [1, -1, 1 / 7],
+    }
 
 
 def test_shapes_and_owners_that_do_not_fit_are_refused():

@@ -53,6 +53,7 @@ EXPECTED = {
     "mail me@example.com or http://www.example.com/a?b=c, www.foo.org.": (
         "mail me@example.com or http://www.example.com/a?b=c www.foo.org"
     ),
+    "see www.site.com/a_b, www.foo.org/x. or www.a.com/": "see www.site.com/a_b www.foo.org / x. or www.a.com /",
     "@user likes #dogs and # 1": "@user likes #dogs and # 1",
     "AT&T, Q&A, salt&pepper, a & b &amp; c &lt; AT&amp;T's": "at&t q&a salt & pepper a & b & c < at&t 's",
     "$20.50 US$5 £5 €10 ¢5 50% A$ b$": "$ 20.50 us$ 5 # 5 $ 10 cents 5 50 % a$ b $",

@@ -3,17 +3,21 @@
 import pyarrow.parquet as pq
 import pytest
 
+from recap_ray.demo import story
 from recap_ray.errors import UserError
 from recap_ray.pipelines.demo import demo
 from recap_ray.settings import DemoSettings
 
 
-def test_the_story_ends_with_a_table_captions_and_a_gallery(ray_running, tmp_path, capfd):
+def test_the_story_ends_with_a_table_captions_and_a_gallery(ray_running, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(story, "LOOP_ROUNDS", 1)
+    monkeypatch.setattr(story, "LOOP_IMAGES", 20)
     output = tmp_path / "demo"
     small = DemoSettings(output=str(output), fit_images=60, index_captions=80, held_out_images=20)
     assert demo(small) == 0
     said = capfd.readouterr().out
-    assert "both objects right" in said and said.count("$ recap-ray") == 8
+    assert "both objects right" in said and said.count("$ recap-ray") == 9
+    assert "rounds of the augmentation" in said and "is the best" in said
     rows = pq.read_table(output / "aligned" / "captions").to_pylist()
     assert len({row["key"] for row in rows}) == 20 and all(row["caption"] for row in rows)
     assert (output / "gallery.html").stat().st_size > 20 * 1000

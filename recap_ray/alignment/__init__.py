@@ -1,0 +1,34 @@
+"""The linear map from image embeddings into caption space: sums over pairs in, a closed-form map out.
+
+Every solver needs only sums over the pairs, so a fit is one pass, merges across workers in any order, and holds O(d^2)
+numbers however many pairs there are. The way of the data is the order of the files:
+
+    pairs.py             embeddings of images and of their captions
+    moments.py           pairs -> sums: Moments.add, Moments.merge
+    solvers.py           sums -> map: identity, mean shift, Procrustes, least squares, ridge
+    linear_map.py        the fitted map, applied and saved
+    cross_validation.py  which solver: retrieval on held-out images, the simplest within one standard error
+
+Source: ReCap, Paischer et al., arXiv 2307.05591. numpy and scipy only.
+"""
+
+from recap_ray.alignment.cross_validation import Candidate, Fold, choose, cross_validate
+from recap_ray.alignment.linear_map import LinearAlignment
+from recap_ray.alignment.moments import Moments, products_dtype
+from recap_ray.alignment.pairs import EmbeddedPairs
+from recap_ray.alignment.solvers import METHODS, Recipe, recipes, solve
+
+__all__ = [
+    "METHODS",
+    "Candidate",
+    "EmbeddedPairs",
+    "Fold",
+    "LinearAlignment",
+    "Moments",
+    "Recipe",
+    "choose",
+    "cross_validate",
+    "products_dtype",
+    "recipes",
+    "solve",
+]

@@ -1,0 +1,82 @@
+"""Pairs, or embeddings of pairs -> folds of moments: what a map is fitted and chosen on, summed in one pass.
+
+Workers send sums, not embeddings, so the driver holds O(d^2) numbers; only the pairs of held-out images, by which maps
+are compared, come as embeddings. Each image is read and encoded once, however many captions it has.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+from time import monotonic
+
+import numpy as np
+import pyarrow as pa
+
+from recap_ray.alignment import EmbeddedPairs, Fold, Moments
+from recap_ray.alignment.cross_validation import FOLDS, deal
+from recap_ray.embeddings import EmbeddingsFile
+from recap_ray.errors import UserError
+from recap_ray.images import ImageLimits
+from recap_ray.models.clip import ClipCard
+from recap_ray.pipelines.cluster import light_stage, ray_session
+from recap_ray.pipelines.embedding import embed_pairs, slices
+from recap_ray.pipelines.fold_sums import Collector, Gathered, Summing, SumUp
+from recap_ray.progress import Progress
+from recap_ray.settings import FitAlignmentSettings
+
+
+def gather_embeddings(file: EmbeddingsFile, settings: FitAlignmentSettings) -> Gathered:
+    """Sums the pairs of a file in this process: there is no model to wait for."""
+    blocks = file.blocks()
+    first, first_names = next(blocks)
+    if not settings.normalise and np.allclose(np.linalg.norm(first.images, axis=1), 1, atol=1e-3):
+        raise UserError(
+            f"--no-normalise: the images of {file.path} are of unit length already, but a map fitted so would be given "
+            "embeddings that are not: leave it out"
+        )
+    images = file.rows * len(set(first_names)) // len(first.texts)  # an estimate: the rest shows only in reading
+    summing = Summing.of(images, file.rows, file.dim, settings)
+    collected = Collector(summing)
+    progress = Progress("fit-alignment", file.rows, "pairs")
+    seen: set[int] = set()  # the rows of an image need not follow each other
+    for pairs, names in chain([(first, first_names)], blocks):
+        started = monotonic()
+        for number, fold in summing(pairs, names).items():
+            collected.add(number, fold)
+        collected.seconds += monotonic() - started
+        seen.update(map(hash, names))
+        progress.update(len(pairs.texts))
+    progress.finish()
+    collected.images = len(seen)
+    return collected.gathered()
+
+
+def gather_pairs(pairs: pa.Table, card: ClipCard, settings: FitAlignmentSettings) -> Gathered:
+    """Runs pairs (columns image, source, captions) through CLIP on Ray and sums them, a part at a time.
+
+    The images of a part are of one fold, so that a part sends one set of sums.
+    """
+    captions = sum(map(len, pairs["captions"].to_pylist()))
+    summing = Summing.of(len(pairs), captions, card.embed_dim, settings)
+    folds = deal(pairs["image"].to_pylist()).astype(np.int64)
+    by_fold = [pairs.filter(pa.array(folds == number)) for number in range(FOLDS)]
+    parts = [part for fold in by_fold for part in slices(fold, settings.part_rows)]
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    collected = Collector(summing)
+    progress = Progress("fit-alignment", len(pairs), "images")
+    with ray_session(settings):
+        rows = embed_pairs(parts, card, settings.device, limits).map_batches(
+            SumUp(summing, settings.clip), batch_format="numpy", **light_stage()
+        )
+        for row in rows.iter_rows():
+            bad = Counter(row["errors"].split())
+            collected.errors.update(bad)
+            collected.images += row["rows"] - bad.total()
+            collected.seconds += row["seconds"]
+            if row["fold"] >= 0:
+                fold = Fold(Moments.from_bytes(row["moments"]), EmbeddedPairs.from_bytes(row["held_out"]))
+                collected.add(row["fold"], fold)
+            progress.update(row["rows"], bad.total())
+    progress.finish()
+    return collected.gathered()

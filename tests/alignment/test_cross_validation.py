@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from recap_ray.alignment import Candidate, EmbeddedPairs, Fold, LinearAlignment, Moments, Recipe, choose, recipes, solve
+from recap_ray.alignment import cross_validation as cv
+from recap_ray.metrics.retrieval import ranks, retrieval_scores
+from tests.alignment.worlds import clip_like, embeddings, moments_of, pairs_of
+
+
+def folds_of(pairs: EmbeddedPairs, names: list[str], share: float = 1.0) -> list[Fold]:
+    dealt = cv.deal(names)
+    folds = []
+    for number in range(cv.FOLDS):
+        own = pairs.of_images(dealt.astype(int) == number)
+        moments = Moments.zeros(pairs.images.shape[1])
+        moments.add(own)
+        fractions = dealt[dealt.astype(int) == number] - number
+        folds.append(Fold(moments, own.of_images(fractions < share)))
+    return folds
+
+
+def fit(images: np.ndarray, texts: np.ndarray, method: str) -> LinearAlignment:
+    wanted = recipes(method)
+    folds = folds_of(pairs_of(images, texts), [str(i) for i in range(len(images))])
+    chosen = choose(cv.cross_validate(folds, wanted), wanted)
+    return solve(moments_of(images, texts), chosen)
+
+
+def mrr(alignment: LinearAlignment, images: np.ndarray, texts: np.ndarray) -> float:
+    return retrieval_scores(ranks(alignment(images), texts))["MRR"]
+
+
+def test_auto_on_400_pairs_of_512_dimensions_is_never_worse_than_no_map_on_fresh_ones():
+    images, texts = clip_like(1200)
+    gains = []
+    for split in range(10):
+        order = np.random.default_rng(split).permutation(len(images))
+        few, fresh = order[:400], order[400:]
+        no_map = mrr(LinearAlignment.identity(512), images[fresh], texts[fresh])
+        gains.append(mrr(fit(images[few], texts[few], "auto"), images[fresh], texts[fresh]) - no_map)
+        assert gains[-1] >= 0, split
+    # The danger is real: a map that was not chosen with care loses most of what there is.
+    ridge = mrr(fit(images[few], texts[few], "ridge"), images[fresh], texts[fresh])
+    assert ridge < no_map - 0.2
+    assert max(gains) > 0
+
+
+def test_no_image_is_ever_on_both_sides_and_folds_follow_from_names_alone(monkeypatch):
+    names = [f"{i}.jpg" for i in range(300)]
+    dealt = cv.deal(names)
+    assert np.array_equal(dealt[::-1], cv.deal(names[::-1]))
+    assert np.bincount(dealt.astype(int), minlength=5).min() > 30 and 0 <= dealt.min() <= dealt.max() < 5
+    images, texts = embeddings(300, 4)
+    images[:, 0] = np.arange(300)  # marks each image
+    seen = []
+
+    def carried(images, training, wanted, original=cv._carried):
+        seen.append(training)
+        return original(images, training, wanted)
+
+    monkeypatch.setattr(cv, "_carried", carried)
+    folds = folds_of(pairs_of(images, texts), names)
+    cv.cross_validate(folds, recipes("identity"))
+    for fold, training in zip(folds, seen, strict=True):
+        others = ~np.isin(np.arange(300), fold.held_out.images[:, 0].astype(int))
+        assert training.count == others.sum()
+        assert training.image_mean[0] == pytest.approx(images[others, 0].mean())
+
+
+def test_cross_validation_equals_a_naive_one_that_fits_and_ranks_fold_by_fold():
+    images, texts = embeddings(200, 16)
+    names = [str(i) for i in range(100)]
+    pairs = EmbeddedPairs(images[:100], texts, np.repeat(np.arange(100), 2))  # two captions each
+    recipe = Recipe("ridge", "standardise", 0.1)
+    [candidate] = cv.cross_validate(folds_of(pairs, names, share=0.5), [recipe])
+    expected = []
+    for number in range(cv.FOLDS):
+        inside = cv.deal(names).astype(int) == number
+        moments = Moments.zeros(16)
+        moments.add(pairs.of_images(~inside))
+        held_out = pairs.of_images(inside & (cv.deal(names) % 1 < 0.5))
+        mapped = solve(moments, recipe)(held_out.images)
+        expected += ranks(mapped, held_out.texts, held_out.owner).tolist()
+    assert candidate.ranks.tolist() == expected
+
+
+def candidate(recipe: Recipe, *found: int) -> Candidate:
+    return Candidate(recipe, np.array(found), 0.0)
+
+
+IDENTITY, SHIFT, RIDGE = Recipe("identity"), Recipe("mean-shift", "centre"), Recipe("ridge", "none", 1.0)
+
+
+def test_the_simpler_recipe_wins_within_one_standard_error_of_the_paired_difference_and_not_beyond():
+    best = candidate(RIDGE, 1, 1, 1, 1, 1, 1, 1, 1)
+    near = candidate(SHIFT, 1, 1, 1, 1, 1, 1, 1, 2)  # loses .0625 of MRR, the standard error is .0625
+    far = candidate(SHIFT, 1, 1, 1, 1, 1, 2, 2, 2)
+    wanted = [SHIFT, RIDGE]
+    assert choose([near, best], wanted) == SHIFT
+    assert choose([far, best], wanted) == RIDGE
+
+
+def test_a_map_that_retrieves_worse_than_no_map_is_not_taken_even_where_it_is_simpler():
+    no_map = candidate(IDENTITY, 1, 1, 1, 1, 2, 3, 1, 1)
+    worse = candidate(SHIFT, 1, 1, 1, 1, 1, 9, 9, 2)
+    best = candidate(RIDGE, 1, 1, 1, 1, 1, 9, 1, 1)
+    assert choose([no_map, worse, best], [IDENTITY, SHIFT, RIDGE]) in (IDENTITY, RIDGE)
+    assert choose([no_map, worse], [IDENTITY, SHIFT]) == IDENTITY
+    # No map is a measure only where it is a choice: who names a method gets it.
+    assert choose([no_map, worse], [SHIFT]) == SHIFT
+
+
+def test_without_anything_to_compare_by_the_simplest_is_taken():
+    assert choose([], recipes("auto")) == IDENTITY
+    assert choose([candidate(IDENTITY, 3), candidate(RIDGE, 1)], recipes("auto")) == IDENTITY
+    two = folds_of(pairs_of(*embeddings(2, 4)), ["a", "b"])
+    assert choose(cv.cross_validate(two, recipes("auto")), recipes("auto")) == IDENTITY
+
+
+def test_the_modality_gap_is_the_distance_of_the_means_over_all_held_out_images():
+    images, texts = clip_like(100, 256)
+    [no_map, shift] = cv.cross_validate(
+        folds_of(pairs_of(images, texts), [str(i) for i in range(100)]), [IDENTITY, SHIFT]
+    )
+    assert no_map.modality_gap == pytest.approx(np.linalg.norm(images.mean(0) - texts.mean(0)), rel=1e-4)
+    assert shift.modality_gap < 0.5 * no_map.modality_gap
