@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from recap_ray.alignment import EmbeddedPairs
 from recap_ray.alignment.pairs import check_embeddings
 from recap_ray.errors import UserError, first_line
-from recap_ray.paths import require_local
+from recap_ray.table_formats import require_file
 
 FORMATS = ".npz with the arrays image and text, or .parquet with such columns, n x d each"
 BLOCK_ROWS = 16_384
@@ -45,9 +45,7 @@ class EmbeddingsFile:
     @classmethod
     def open(cls, path: str, flag: str = "--embeddings") -> EmbeddingsFile:
         """Reads what the file says of itself; raises UserError if it is none, or if image and text do not fit."""
-        require_local(path, flag)
-        if not os.path.isfile(path):
-            raise UserError(f"{flag} {path} does not exist: expected a file, {FORMATS}")
+        require_file(path, flag, FORMATS)
         suffix = os.path.splitext(path)[1].lower()
         if suffix not in _TABLES:
             raise UserError(f"{flag} {path} is of no known format: expected {FORMATS}")

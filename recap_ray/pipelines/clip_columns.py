@@ -1,7 +1,7 @@
 """CLIP scores of captions, a column each: CLIP-S, RefCLIP-S, aCLIP-S, RefaCLIP-S, and ranks in retrieval.
 
 What the run wrote is taken as it is; images are embedded only where a score is missing or for retrieval, and each
-distinct text once with the prefix of CLIP-S and once without.
+distinct text once after each prefix that a score asks for.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ class Scorer:
         """
         if not settings.clip_scores or (run is None and settings.clip is None):
             return None
+        used = run["settings"] if run else vars(settings)
+        limits = ImageLimits(used["max_image_bytes"], used["max_image_pixels"])
         if settings.clip is None:
             assert run is not None
-            return cls._of_run(run)
+            return cls._of_run(run, limits)
         if run is None and settings.images is None:
             raise UserError(f"--clip {settings.clip}: give with --images the folder of the pictures to score")
         card = ClipCard.of(settings.clip)
-        used = run["settings"] if run else vars(settings)
-        limits = ImageLimits(used["max_image_bytes"], used["max_image_pixels"])
         if settings.alignment is None:
             return cls(card, None, False, limits)
         return cls(card, open_alignment(settings.alignment, card.identity, card.embed_dim)[0], False, limits)
 
     @classmethod
-    def _of_run(cls, run: dict[str, Any]) -> Scorer:
+    def _of_run(cls, run: dict[str, Any], limits: ImageLimits) -> Scorer:
         used, made_from = run["settings"], run["made_from"]
         card = ClipCard.of(used["clip"])
         alignment, digest = open_alignment(used["alignment"], card.identity, card.embed_dim)
@@ -78,7 +78,7 @@ class Scorer:
                 f"the CLIP {used['clip']} or the alignment {used['alignment']} has changed since these captions were "
                 "made: caption again, name another --clip, or add --no-clip-scores"
             )
-        return cls(card, alignment, True, ImageLimits(used["max_image_bytes"], used["max_image_pixels"]))
+        return cls(card, alignment, True, limits)
 
 
 @dataclass(frozen=True)
@@ -103,23 +103,25 @@ def clip_columns(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSetting
     columns = dict(rows.scores) if scorer.own else {}
     if settings.aligned_prefix:
         columns.pop("aCLIP-S", None)  # the run's own has none
-    prefixes = {"CLIP-S": CLIP_S_PREFIX, "aCLIP-S": settings.aligned_prefix}
-    texts = _embed_texts(rows, prefixes.values(), scorer, settings)
+    prefixes = {"CLIP-S": CLIP_S_PREFIX}
+    if scorer.alignment:
+        prefixes["aCLIP-S"] = settings.aligned_prefix
+    plain = [""] if settings.retrieval else []
+    texts = _embed_texts(rows, [*prefixes.values(), *plain], scorer, settings)
     captions = {name: texts.of([prefix + c if c else None for c in rows.captions]) for name, prefix in prefixes.items()}
     images = None
-    if settings.retrieval or "CLIP-S" not in columns or (scorer.alignment and "aCLIP-S" not in columns):
+    if settings.retrieval or not prefixes.keys() <= columns.keys():
         images = _embed_images(rows, scorer, settings)
         columns.setdefault("CLIP-S", clip_score(images, captions["CLIP-S"]))
         if scorer.alignment:
             columns.setdefault("aCLIP-S", aligned_clip_score(scorer.alignment(images), captions["aCLIP-S"]))
     if "aCLIP-S" in columns:
         columns["aCLIP-S"] = settings.aligned_scale * columns["aCLIP-S"]
+    known = [bool(own) for own in rows.references]
     for name, prefix in prefixes.items():
-        if name in columns:
-            references = [texts.of([prefix + text for text in own]) for own in rows.references]
-            scores = with_references(columns[name], captions[name], references)
-            known = [bool(own) for own in rows.references]
-            columns[f"Ref{name}"] = np.where(known, scores, np.nan)
+        references = [texts.of([prefix + text for text in own]) for own in rows.references]
+        scores = with_references(columns[name], captions[name], references)
+        columns[f"Ref{name}"] = np.where(known, scores, np.nan)
     columns = {name: columns[name].astype(np.float64) for name in METRICS if name in columns}
     if images is not None and settings.retrieval:
         columns[RANK] = _ranks(rows, scorer, images, texts)
@@ -144,7 +146,7 @@ def _embed_images(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSettin
 
 
 def _embed_texts(rows: EvaluationRows, prefixes: Iterable[str], scorer: Scorer, settings: EvaluateSettings) -> _Vectors:
-    """Captions and references, as they are and after each prefix."""
+    """Captions and references, after each prefix."""
     texts = [text for text in rows.captions if text] + [text for own in rows.references for text in own]
-    asked = [prefix + text for prefix in dict.fromkeys(["", *prefixes]) for text in texts]
+    asked = [prefix + text for prefix in dict.fromkeys(prefixes) for text in texts]
     return _Vectors(*embed_texts(asked, scorer.card, settings.device))

@@ -50,14 +50,15 @@ def evaluate(settings: EvaluateSettings) -> int:
         with ray_session(settings):
             rows = source.read() if source else rows
             columns = clip_columns(rows, scorer, settings) if scorer else dict(rows.scores)
-    found = (judge if settings.judgements else score)(rows, columns, settings)
+    by_image = output.with_suffix(".parquet")
+    found = (judge if settings.judgements else score)(rows, columns, settings, by_image)
     if columns:
         clip = scorer.card.identity if scorer else source.run["made_from"]["clip"] if source else ""
         told = {name: text for name, text in made_with(settings).items() if name in columns}
         found["made_with"] |= {"CLIP": clip, **told}
     write_json(output, found)
     (tell_agreement if settings.judgements else tell_scores)(found)
-    print(f"scores: {output}, by image: {by_image_file(output)}")
+    print(f"scores: {output}, by image: {by_image}")
     return 0
 
 
@@ -68,7 +69,7 @@ def scores_file(settings: EvaluateSettings) -> Path:
         raise UserError(f"--output {settings.output}: expected a name for JSON; the Parquet goes beside it")
     for flag in ("captions", "references", "judgements"):
         given = getattr(settings, flag)
-        if given and Path(given).expanduser().resolve() in (output, by_image_file(output)):
+        if given and Path(given).expanduser().resolve() in (output, output.with_suffix(".parquet")):
             raise UserError(f"--output {settings.output} would write over --{flag} {given}: name another file")
     return output
 
@@ -86,16 +87,13 @@ def chosen_metrics(settings: EvaluateSettings) -> list[str]:
     return chosen
 
 
-def by_image_file(output: Path) -> Path:
-    """The Parquet beside the JSON."""
-    return output.with_suffix(".parquet")
-
-
-def score(rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings) -> dict[str, Any]:
+def score(
+    rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings, by_image: Path
+) -> dict[str, Any]:
     """Scores of captions: corpus values with standard errors over images; the values by image go to the Parquet."""
     ngrams = ngrams_of(rows, settings)
     words = ngrams.by_key(rows.keys)
-    write_by_image(rows, {**words, **columns}, settings)
+    write_by_image(rows, {**words, **columns}, by_image)
     rank = columns.pop(RANK, np.full(len(rows), np.nan))
     left_out = dict(ngrams.left_out)
     for name in [name for name, values in columns.items() if not np.isfinite(values).any()]:
@@ -127,7 +125,9 @@ def score(rows: EvaluationRows, columns: dict[str, np.ndarray], settings: Evalua
     }
 
 
-def judge(rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings) -> dict[str, Any]:
+def judge(
+    rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings, by_image: Path
+) -> dict[str, Any]:
     """Agreement of metrics with ratings: Kendall's taus; metrics that some caption lacks are left out with a reason."""
     assert rows.judgements is not None
     left_out: dict[str, str] = {}
@@ -149,7 +149,7 @@ def judge(rows: EvaluationRows, columns: dict[str, np.ndarray], settings: Evalua
     if not columns:
         raise UserError("--judgements: no metric is left: " + "; ".join(f"{n}: {why}" for n, why in left_out.items()))
     ratings = rows.judgements.ratings
-    write_by_image(rows, columns, settings)
+    write_by_image(rows, columns, by_image)
     return {
         "judgements": settings.judgements,
         "protocol": rows.judgements.protocol,
@@ -172,13 +172,12 @@ def ngrams_of(rows: EvaluationRows, settings: EvaluateSettings) -> NgramScores:
     return score_captions(captions, references, settings.tokenizer, chosen_metrics(settings))
 
 
-def write_by_image(rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings) -> None:
+def write_by_image(rows: EvaluationRows, columns: dict[str, np.ndarray], path: Path) -> None:
     """The Parquet beside the JSON: key, image (of judgements), caption, ratings (of judgements), and the scores."""
     own: dict[str, Any] = {"key": rows.keys, "caption": pa.array(rows.captions, pa.string())}
     if rows.judgements:
         own = {"image": rows.images, "caption": rows.captions, "ratings": rows.judgements.ratings}
     scores = {name: pa.array(values, pa.float64(), from_pandas=True) for name, values in columns.items()}  # NaN: null
-    path = by_image_file(scores_file(settings))
     commit(path, lambda temporary: pq.write_table(pa.table({**own, **scores}), temporary))
 
 
