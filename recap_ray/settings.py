@@ -114,9 +114,11 @@ class DecodingSettings(ImageSettings):
     top_p: Annotated[float, "and among the likeliest that hold this much probability"] = 0.95
     max_new_tokens: Annotated[int, "length limit of a caption, tokens"] = 40
     seed: Annotated[int, "of sampling; each image's draws depend on its key and this alone"] = 0
-    gpu_actors: Annotated[int | None, "actors with the models; default one a GPU, or without GPU all CPUs but one"] = (
-        None
-    )
+    beams: Annotated[int, "instead of sampling: beam search with so many beams; the best --candidates are kept"] = 0
+    precision: Annotated[
+        str, "float32, bfloat16, float16; auto: float32 on CPU, on GPU float16 for CLIP and bfloat16 for text"
+    ] = "auto"
+    gpu_actors: Annotated[int | None, "actors with the models; default two a GPU, or without GPU one a CPU"] = None
     max_error_rate: Annotated[float, "exit with 1 if a larger share of the images ends as errors"] = 0.1
 
     def check(self) -> None:
@@ -124,11 +126,14 @@ class DecodingSettings(ImageSettings):
         super().check()
         self.require_positive("neighbours", "candidates", "top_k", "max_new_tokens")
         self.require("temperature", self.temperature >= 0, "0 (greedy) or more")
+        self.require("beams", self.beams >= 0, "0 (none) or more")
         self.require("top_p", 0 < self.top_p <= 1, "above 0, at most 1")
         self.require("max_error_rate", 0 <= self.max_error_rate <= 1, "a share, from 0 to 1")
         self.require("gpu_actors", self.gpu_actors is None or self.gpu_actors >= 1, "at least 1")
         self.require("prompt", "{neighbours}" in self.prompt, "a text that contains {neighbours}")
-        if self.temperature == 0 and self.candidates > 1:
+        if self.beams and self.candidates > self.beams:
+            raise UserError(f"--beams {self.beams} gives no more captions: --candidates can be {self.beams} at most")
+        if self.temperature == 0 and self.candidates > 1 and not self.beams:
             raise UserError("--temperature 0 writes the same caption every time: add --candidates 1")
 
 

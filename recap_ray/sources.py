@@ -19,7 +19,7 @@ from recap_ray.paths import require_local
 from recap_ray.table_formats import COLUMN_READERS, IMAGE_COLUMNS, damage_told_in_one_line, suffix_of
 
 # What a folder is searched for. Anything else in it (.txt, .json, .DS_Store) is no image and gets no row.
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .gif .bmp .tif .tiff .ppm .avif .jp2 .ico".split())
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .gif .bmp .tif .tiff .ppm .avif .jp2".split())
 
 # A table may list images, of whatever suffix, instead of a folder that is searched for them.
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")

@@ -25,6 +25,7 @@ LAYERS = [
 ]
 BOTTOM = {
     "images",
+    "preparing",
     "tables",
     "table_formats",
     "judgements",
@@ -39,6 +40,7 @@ BOTTOM = {
     "settings",
     "errors",
     "progress",
+    "stage_times",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

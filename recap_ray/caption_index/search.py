@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from recap_ray.caption_index.nearest import Nearest, choose_nearest
 from recap_ray.caption_index.shard import IndexShard, captions_path, vectors_path
 from recap_ray.errors import UserError
 from recap_ray.runs import read_json
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,30 @@ class IndexCard:
 class CaptionIndex:
     """The opened index: finds the captions nearest to a vector by inner product."""
 
-    def __init__(self, shards: Sequence[IndexShard]):
-        self.shards = list(shards)
+    def __init__(self, shards: Sequence[IndexShard], nearest: Sequence[Nearest]):
+        self.shards, self.nearest = list(shards), list(nearest)
 
     @classmethod
-    def open(cls, card: IndexCard) -> CaptionIndex:
-        """Opens every shard; raises UserError if one is missing, damaged or out of step."""
-        return cls([IndexShard.open(card.folder, number) for number in range(card.shards)])
+    def open(cls, card: IndexCard, device: torch.device = CPU) -> CaptionIndex:
+        """Opens every shard, to be searched beside models on `device`; raises UserError if a shard is missing,
+        damaged or out of step."""
+        nearest = choose_nearest(card.rows, card.dim, device)
+        shards = [IndexShard.open(card.folder, number) for number in range(card.shards)]
+        return cls(shards, [nearest(shard.vectors, device) for shard in shards])
+
+    @property
+    def searched_by(self) -> str:
+        """What searches it."""
+        return self.nearest[0].label
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest captions of each query (n, d): scores (n, k) float32 falling, ids (n, k) int64.
 
         Where the index holds fewer than k captions, the rest has the id -1.
         """
-        found = [shard.vectors.search(np.ascontiguousarray(queries, np.float32), k) for shard in self.shards]
+        queries = np.ascontiguousarray(queries, np.float32)
+        missing = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
+        found = [*(nearest(queries, k) for nearest in self.nearest), missing]
         return merge_top_k([scores for scores, _ in found], [ids for _, ids in found], k)
 
     def captions(self, ids: np.ndarray) -> list[list[str]]:

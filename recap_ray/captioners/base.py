@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from recap_ray.images import ImagePreparer
+from recap_ray.preparing import ImagePreparer
 from recap_ray.settings import CaptionSettings
+from recap_ray.stage_times import StageClock
 
 # Columns of schema.CAPTION_SCHEMA that a captioner fills, one entry an image. A captioner that retrieves nothing
 # gives empty lists of neighbours; an image without a caption has an `error`.
@@ -47,5 +48,5 @@ class Captioner(ABC):
         """Loads the weights; called once in each actor."""
 
     @abstractmethod
-    def caption(self, pixels: np.ndarray, keys: list[str]) -> dict[str, list[Any]]:
-        """The columns COLUMNS for uint8 pixels (n, height, width, 3) and their keys."""
+    def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
+        """The columns COLUMNS for uint8 pixels (n, height, width, 3) and their keys; tells `clock` its stages."""

@@ -14,17 +14,14 @@ from recap_ray.artifacts import open_alignment
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.captioners.base import Captioner
 from recap_ray.errors import UserError
-from recap_ray.images import ImagePreparer
 from recap_ray.metrics.clip_score import CLIP_S_PREFIX, clip_score
 from recap_ray.models.clip import ClipCard, ClipEncoder
-from recap_ray.models.device import check_device, choose_device
-from recap_ray.models.language_model import (
-    LanguageModel,
-    Sampling,
-    check_language_model,
-    language_model_identity,
-)
+from recap_ray.models.device import check_device, check_precision, choose_device
+from recap_ray.models.language_model import LanguageModel, check_language_model, language_model_identity
+from recap_ray.models.search import Decoding
+from recap_ray.preparing import ImagePreparer
 from recap_ray.settings import CaptionSettings
+from recap_ray.stage_times import StageClock
 
 
 class ReCap(Captioner):
@@ -36,17 +33,19 @@ class ReCap(Captioner):
         self.language_model_identity = language_model_identity(settings.language_model)
         check_language_model(settings.language_model, settings.max_new_tokens)
         check_device(settings.device)
+        check_precision(settings.precision)
         self.index_card = IndexCard.of(settings.index, self.clip_card.identity, self.clip_card.embed_dim)
         self.alignment, self.alignment_digest = open_alignment(
             settings.alignment, self.clip_card.identity, self.clip_card.embed_dim
         )
-        self.sampling = Sampling(
+        self.decoding = Decoding(
             settings.candidates,
             settings.temperature,
             settings.top_k,
             settings.top_p,
             settings.max_new_tokens,
             settings.seed,
+            settings.beams,
         )
         if settings.neighbours > self.index_card.rows:
             raise UserError(
@@ -64,7 +63,8 @@ class ReCap(Captioner):
             "index": self.index_card.fingerprint,
             "neighbours": self.settings.neighbours,
             "prompt": self.settings.prompt,
-            "sampling": vars(self.sampling),
+            "decoding": vars(self.decoding),
+            "precision": self.settings.precision,
         }
 
     @property
@@ -75,21 +75,26 @@ class ReCap(Captioner):
     def load(self) -> None:
         """Loads CLIP, the language model and the index."""
         device = choose_device(self.settings.device)
-        self.clip = ClipEncoder(self.clip_card, device)
-        self.language_model = LanguageModel(self.settings.language_model, device)
-        self.index = CaptionIndex.open(self.index_card)
+        self.clip = ClipEncoder(self.clip_card, device, self.settings.precision)
+        self.language_model = LanguageModel(self.settings.language_model, device, self.settings.precision)
+        self.index = CaptionIndex.open(self.index_card, device)
+        print(f"captions are written on {device}, neighbours found by {self.index.searched_by}", flush=True)
 
-    def caption(self, pixels: np.ndarray, keys: list[str]) -> dict[str, list[Any]]:
+    def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
         """The output columns for a batch of pictures."""
-        images = self.clip.encode_images(pixels, normalise=False)
-        aligned = self.alignment(images)
-        neighbour_scores, neighbour_ids = self.index.search(aligned, self.settings.neighbours)
-        neighbours = self.index.captions(neighbour_ids)
-        prompts = [self.settings.prompt.replace("{neighbours}", " ".join(texts)) for texts in neighbours]
-        candidates = self.language_model.sample(prompts, keys, self.sampling)
-        scores, best = self._rank(candidates, aligned)
-        captions = [texts[i] for texts, i in zip(candidates, best)]
-        plain = self.clip.encode_texts([CLIP_S_PREFIX + caption for caption in captions])
+        with clock.stage("embed"):
+            images = self.clip.encode_images(pixels, normalise=False)
+            aligned = self.alignment(images)
+        with clock.stage("retrieve"):
+            neighbour_scores, neighbour_ids = self.index.search(aligned, self.settings.neighbours)
+            neighbours = self.index.captions(neighbour_ids)
+            prompts = [self.settings.prompt.replace("{neighbours}", " ".join(texts)) for texts in neighbours]
+        with clock.stage("generate"):
+            candidates = self.language_model.write(prompts, keys, self.decoding)
+        with clock.stage("score"):
+            scores, best = self._rank(candidates, aligned)
+            captions = [texts[i] for texts, i in zip(candidates, best)]
+            plain = self.clip.encode_texts([CLIP_S_PREFIX + caption for caption in captions])
         written = [caption != "" for caption in captions]
         return {
             "caption": _where(written, captions),

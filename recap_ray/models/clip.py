@@ -16,13 +16,20 @@ import open_clip
 import torch
 from open_clip.factory import _get_hf_config
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch.nn import functional
 
 from recap_ray.errors import UserError
-from recap_ray.models.device import load_errors
+from recap_ray.models.clip_text import TextEncoder
+from recap_ray.models.clip_tower import fill_rows, to_device
+from recap_ray.models.device import load_errors, torch_dtype
 from recap_ray.models.names import CLIP_ALIASES, folder_identity
 from recap_ray.runs import read_json
 
-BATCH = 256  # pictures or texts in one forward pass
+# Pictures in one forward pass. ViT-B/32 on one Zen 4 core: 10.4 pictures/s in batches of 8 to 32, 9 in larger ones,
+# which outgrow the cache. For a GPU 256 is a guess: none was at hand.
+CPU_BATCH, CUDA_BATCH = 16, 256
+
+GPU_DTYPE = torch.float16  # CLIP was trained in it, and it has 11 bits to bfloat16's 8
 
 
 @dataclass(frozen=True)
@@ -96,20 +103,50 @@ def _default_preprocess(model_config: dict[str, Any]) -> dict[str, Any]:
     return {**asdict(PreprocessCfg()), "size": model_config["vision_cfg"].get("image_size", 224)}
 
 
-class ClipEncoder:
-    """A loaded CLIP model that embeds pictures and texts into one space of `embed_dim` dimensions."""
+def open_clip_precision(model_name: str, dtype: torch.dtype) -> str:
+    """open_clip's word for a model whose products are in a dtype and, where it can, whose norms are in float32."""
+    if dtype == torch.float32:
+        return "fp32"
+    config = open_clip.get_model_config(model_name)
+    # `fp16` converts linear layers one by one. It misses the embeddings of Hugging Face towers and CoCa's class token,
+    # and fails at a projection with a bias unless the pictures are timm's: these take `pure_fp16`, all in half.
+    bias = config["text_cfg"].get("proj_bias") and "timm_model_name" not in config["vision_cfg"]
+    pure = "multimodal_cfg" in config or "hf_model_name" in config["text_cfg"] or bias
+    return ("pure_" if pure else "") + {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
 
-    def __init__(self, card: ClipCard, device: torch.device):
+
+class ClipEncoder:
+    """A loaded CLIP model that embeds pictures and texts into one space of `embed_dim` dimensions.
+
+    On a CPU in float32 an embedding is the same to the last bit, in whatever batch and order it is computed.
+    """
+
+    def __init__(self, card: ClipCard, device: torch.device, precision: str = "auto"):
+        dtype = torch_dtype(precision, device, GPU_DTYPE)
         with load_errors("--clip", card.model_name):
-            self.model = open_clip.create_model(
+            model = open_clip.create_model(
                 card.model_name,
                 pretrained=card.weights,
+                precision=open_clip_precision(card.model_name, dtype),
                 force_quick_gelu=card.quick_gelu,
                 device=device,
                 require_pretrained=True,
-            ).eval()
-            self.tokenizer = open_clip.get_tokenizer(card.model_name)
-        self.device, self.embed_dim = device, card.embed_dim
+            )
+            tokenizer = open_clip.get_tokenizer(card.model_name)
+        self._hold(model, tokenizer, card, device, dtype)
+
+    @classmethod
+    def around(
+        cls, model: Any, tokenizer: Any, card: ClipCard, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> ClipEncoder:
+        """An encoder of a model that is loaded already, on the device, for inputs of the dtype."""
+        encoder = cls.__new__(cls)
+        encoder._hold(model, tokenizer, card, device, dtype)
+        return encoder
+
+    def _hold(self, model: Any, tokenizer: Any, card: ClipCard, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.device, self.dtype, self.embed_dim = model.eval(), device, dtype, card.embed_dim
+        self.texts = TextEncoder(self.model, tokenizer, device)
         self.mean = torch.tensor(card.preprocess["mean"], device=device).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(card.preprocess["std"], device=device).view(1, 3, 1, 1) * 255
 
@@ -117,22 +154,29 @@ class ClipEncoder:
     def encode_images(self, pixels: np.ndarray, normalise: bool = True) -> np.ndarray:
         """Embeddings (n, d) float32 for uint8 pixels (n, height, width, 3) at the model's size; of unit length, or as
         the model gives them."""
-        batches = (torch.from_numpy(pixels[i : i + BATCH]).to(self.device) for i in range(0, len(pixels), BATCH))
-        return self._stack(self.model.encode_image(self._normalise(batch), normalize=normalise) for batch in batches)
+        size = CUDA_BATCH if self.device.type == "cuda" else CPU_BATCH
+        batches = (pixels[i : i + size] for i in range(0, len(pixels), size))
+        return self._finish([self._encode_pictures(torch.from_numpy(batch)) for batch in batches], normalise)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], normalise: bool = True) -> np.ndarray:
         """Embeddings (n, d) float32, of unit length or as the model gives them; each distinct text is computed once."""
-        distinct = list(dict.fromkeys(texts))
-        batches = (self.tokenizer(distinct[i : i + BATCH]).to(self.device) for i in range(0, len(distinct), BATCH))
-        embeddings = self._stack(self.model.encode_text(batch, normalize=normalise) for batch in batches)
-        row = {text: i for i, text in enumerate(distinct)}
+        row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        embeddings = self._finish([self.texts.encode(list(row))] if row else [], normalise)
         return embeddings[[row[text] for text in texts]]
 
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 (n, h, w, 3) -> float (n, 3, h, w) with the model's mean and deviation."""
-        return (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+    def _encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, h, w, 3) in host memory -> (n, d) on the device, as the model gives them."""
+        filled = fill_rows(to_device(pixels, self.device)).permute(0, 3, 1, 2)  # channels last, as it lies
+        # In float32 until the end: 255 less the mean has not enough bits in half precision.
+        inputs = ((filled.float() - self.mean) / self.std).to(self.dtype)
+        return self.model.encode_image(inputs, normalize=False)[: len(pixels)]
 
-    def _stack(self, batches: Any) -> np.ndarray:
-        rows = [batch.float().cpu().numpy() for batch in batches]
-        return np.concatenate(rows) if rows else np.zeros((0, self.embed_dim), np.float32)
+    def _finish(self, batches: list[torch.Tensor], normalise: bool) -> np.ndarray:
+        """Batches on the device to rows float32 in host memory; raises UserError where half precision overflowed."""
+        if not batches:
+            return np.zeros((0, self.embed_dim), np.float32)
+        rows = torch.cat(batches).float()
+        if not rows.isfinite().all():  # before infinity becomes neighbours and scores
+            raise UserError(f"CLIP's embeddings overflow in {self.dtype}: use --precision float32 or bfloat16")
+        return (functional.normalize(rows, dim=-1) if normalise else rows).cpu().numpy()

@@ -20,6 +20,24 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def torch_dtype(precision: str, device: torch.device, on_gpu: torch.dtype) -> torch.dtype:
+    """The type of a model's weights: `auto` is float32 on a CPU, where captions do not depend on the batch then, and
+    `on_gpu` on a GPU."""
+    check_precision(precision)
+    if precision == "auto":
+        return torch.float32 if device.type == "cpu" else on_gpu
+    return getattr(torch, precision)
+
+
+def check_precision(precision: str) -> None:
+    """Raises UserError for a name that is no precision."""
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision {precision} is unknown: expected one of {', '.join(PRECISIONS)}")
+
+
 def check_device(device: str) -> None:
     """Raises UserError for a name that is no device; whether there is one shows where the models run."""
     if device not in ("auto", "cpu", "cuda"):

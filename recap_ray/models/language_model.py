@@ -1,40 +1,31 @@
-"""A causal language model (GPT-2 of any size) that continues many prompts at once, several candidates each.
+"""A language model that continues prompts or prefixes by captions: GPT-2, any other causal model, or FLAN-T5.
 
-A prompt is computed once and its key-value cache copied to the candidates. Every random number is drawn from a stream
-of its own, keyed by the image, so a caption does not depend on which other images share its batch.
+Text in, text out. How tokens follow each other is decoder.py, which of them are chosen search.py.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from recap_ray.errors import UserError
-from recap_ray.models.device import load_errors
+from recap_ray.models.decoder import ROWS, Decoder, Prompts, check_driven
+from recap_ray.models.device import load_errors, torch_dtype
 from recap_ray.models.names import LANGUAGE_MODEL_ALIASES, folder_identity
+from recap_ray.models.search import Decoding, search
+from recap_ray.models.slot_cache import IMPLEMENTATION
 
-PROMPTS_IN_A_BATCH = 64
 STOPS = (".", "\n")  # a caption is one sentence; models that were never taught an end token stop here
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How candidates are drawn: by temperature, among the top-k and the nucleus (top-p); temperature 0 is greedy."""
-
-    candidates: int = 8
-    temperature: float = 0.7
-    top_k: int = 50
-    top_p: float = 0.95
-    max_new_tokens: int = 40
-    seed: int = 0
+# Slots in a batch. On a CPU core products reach their full rate from some 64 rows on, and larger batches end later; on
+# a GPU more rows read the weights less often.
+SLOTS_IN_A_BATCH = {"cpu": 256, "cuda": 2048}
 
 
 def language_model_identity(name: str) -> str:
@@ -58,111 +49,98 @@ def check_language_model(name: str, max_new_tokens: int) -> None:
 
 
 def positions(config: Any) -> int:
-    """How many tokens a model can attend to; a model without a limit gets GPT-2's."""
-    return getattr(config, "max_position_embeddings", None) or 1024
+    """How many tokens a model can attend to: T5 was trained on so many, and a model that tells none gets GPT-2's."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024
 
 
 class LanguageModel:
-    """A loaded causal language model with its tokenizer."""
+    """A loaded language model with its tokenizer."""
 
-    def __init__(self, name: str, device: torch.device):
+    def __init__(self, name: str, device: torch.device, precision: str = "auto"):
         path = LANGUAGE_MODEL_ALIASES.get(name, name)
         disable_progress_bar()  # an actor's bar would be noise in the driver's log
         with load_errors("--language-model", name):
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                path, padding_side="left", truncation_side="left", trust_remote_code=False
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left", trust_remote_code=False)
+            model = architecture.from_pretrained(
+                path,
+                use_safetensors=True,
+                dtype=torch_dtype(precision, device, on_gpu=torch.bfloat16),
+                attn_implementation=IMPLEMENTATION,
+                trust_remote_code=False,
             )
-            model = AutoModelForCausalLM.from_pretrained(
-                path, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
-            )
-        self.model, self.device = model.to(device).eval(), device
-        if self.tokenizer.pad_token is None:  # GPT-2 has none; padding is masked, so any token will do
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.end = self.tokenizer.eos_token_id
+            check_driven(model.to(device).eval())
+        self._hold(model, tokenizer)
+
+    @classmethod
+    def around(cls, model: Any, tokenizer: Any) -> LanguageModel:
+        """A language model of a loaded model and tokenizer of transformers, which it takes over."""
+        held = cls.__new__(cls)
+        model.set_attn_implementation(IMPLEMENTATION)
+        held._hold(model, tokenizer)
+        return held
+
+    def _hold(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer, self.device = model.eval(), tokenizer, model.device
+        self.decoder = Decoder(self.model)
+        self.end = tokenizer.eos_token_id
         self.stops = self._stopping_tokens()
 
-    def sample(self, prompts: Sequence[str], keys: Sequence[str], sampling: Sampling) -> list[list[str]]:
-        """`sampling.candidates` continuations of each prompt, as text without the prompt; `keys` seed the draws.
+    def write(self, prompts: Sequence[str] | Prompts, keys: Sequence[str], decoding: Decoding) -> list[list[str]]:
+        """`decoding.candidates` captions for each prompt, a text or a prefix of embeddings; `keys` seed the draws.
 
-        Prompts longer than the model's positions lose their beginning.
+        Texts longer than the model's positions lose their beginning. A caption is the first sentence that is written.
         """
-        ids = self._tokenize(prompts, sampling.max_new_tokens)
-        captions: list[list[str]] = [[] for _ in prompts]
-        by_length = sorted(range(len(prompts)), key=lambda i: len(ids[i]))  # little padding in a batch
-        for start in range(0, len(prompts), PROMPTS_IN_A_BATCH):
-            batch = by_length[start : start + PROMPTS_IN_A_BATCH]
-            draws = np.stack([uniform_draws(keys[i], sampling) for i in batch])
-            tokens = self._continue([ids[i] for i in batch], torch.from_numpy(draws).to(self.device), sampling)
-            texts = [self._text(row) for row in tokens.cpu().tolist()]
-            for position, i in enumerate(batch):
-                captions[i] = texts[position * sampling.candidates : (position + 1) * sampling.candidates]
+        captions: list[list[str]] = [[] for _ in keys]
+        for batch, given in self._batches(prompts, decoding):
+            found = search(self.decoder, given, [keys[i] for i in batch], self.stops, decoding)
+            texts = self._texts(found.reshape(-1, found.shape[-1]))
+            for position, i in enumerate(batch):  # a prompt that fills a batch up just writes its captions twice
+                captions[i] = texts[position * decoding.candidates : (position + 1) * decoding.candidates]
         return captions
 
     def _tokenize(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        room = positions(self.model.config) - max_new_tokens
-        return self.tokenizer(list(prompts), truncation=True, max_length=room)["input_ids"] if prompts else []
+        room = positions(self.model.config) - (0 if self.decoder.encodes else max_new_tokens)
+        rows = self.tokenizer(list(prompts), truncation=True, max_length=room)["input_ids"] if prompts else []
+        return [row or [self.end] for row in rows]
 
-    @torch.inference_mode()
-    def _continue(self, prompts: list[list[int]], draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-        """New tokens (prompts * candidates, steps); `draws` (prompts, candidates, steps) are uniform in [0, 1)."""
-        candidates, steps = draws.shape[1:]
-        padded = self.tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(self.device)
-        mask = padded["attention_mask"]
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        out = self.model(padded["input_ids"], attention_mask=mask, position_ids=position, logits_to_keep=1)
-        cache = out.past_key_values
-        cache.batch_repeat_interleave(candidates)
-        logits, mask, position = (
-            x.repeat_interleave(candidates, 0) for x in (out.logits[:, -1], mask, position[:, -1:])
-        )
-        draws = draws.flatten(0, 1)
-        tokens = torch.full(draws.shape, self.end, device=self.device)
-        alive = torch.ones(len(tokens), dtype=torch.bool, device=self.device)
-        for step in range(steps):
-            tokens[:, step] = torch.where(alive, draw_tokens(logits, draws[:, step], sampling), self.end)
-            alive &= ~self.stops[tokens[:, step]]
-            if step + 1 == steps or not alive.any():
-                break
-            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            position = position + 1
-            out = self.model(
-                tokens[:, step : step + 1], attention_mask=mask, position_ids=position, past_key_values=cache
-            )
-            logits = out.logits[:, -1]
-        return tokens
+    def _batches(self, prompts: Sequence[str] | Prompts, decoding: Decoding) -> Iterator[tuple[list[int], Prompts]]:
+        """Batches of prompts of about one length, with their numbers. The last one is filled up by repetition: to its
+        full size for a GPU, whose shapes are fixed, else to a multiple of ROWS."""
+        if isinstance(prompts, Prompts):
+            for batch in self._cut(prompts.lengths.tolist(), decoding):
+                yield batch, prompts[batch]
+        else:
+            tokens = self._tokenize(prompts, decoding.max_new_tokens)
+            for batch in self._cut([len(row) for row in tokens], decoding):
+                yield batch, self.decoder.embedded([tokens[i] for i in batch])
 
-    def _text(self, tokens: list[int]) -> str:
-        """The first sentence of the new tokens, up to the end token."""
-        text = self.tokenizer.decode(tokens[: tokens.index(self.end)] if self.end in tokens else tokens)
-        line = text.strip().split("\n", 1)[0]
-        sentence, stop, _ = line.partition(".")
-        return (sentence + stop).strip()
+    def _cut(self, lengths: list[int], decoding: Decoding) -> Iterator[list[int]]:
+        size = max(ROWS, SLOTS_IN_A_BATCH[self.device.type] // decoding.slots // ROWS * ROWS)
+        by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        for start in range(0, len(by_length), size):
+            batch = by_length[start : start + size]
+            yield batch + [batch[-1]] * (size - len(batch) if self.decoder.static else -len(batch) % ROWS)
+
+    def _texts(self, tokens: np.ndarray) -> list[str]:
+        """The first sentence of each row of new tokens."""
+        ends = self.stops.cpu().numpy()[tokens]
+        lengths = np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
+        rows = [row[:length] for row, length in zip(tokens.tolist(), lengths)]
+        rows = [row[:-1] if row and row[-1] == self.end else row for row in rows]
+        return [_first_sentence(text) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def _stopping_tokens(self) -> torch.Tensor:
         """Which tokens end a caption: a mask over the vocabulary."""
         size = self.model.config.vocab_size
         texts = self.tokenizer.batch_decode([[i] for i in range(min(size, len(self.tokenizer)))])
         stops = [any(stop in text for stop in STOPS) for text in texts] + [True] * (size - len(texts))
-        mask = torch.tensor(stops, device=self.device)
-        mask[self.end] = True
-        return mask
+        stops[self.end] = True
+        return torch.tensor(stops, device=self.device)
 
 
-def uniform_draws(key: str, sampling: Sampling) -> np.ndarray:
-    """The uniform random numbers (candidates, max_new_tokens) of one image: a function of its key and the seed."""
-    digest = hashlib.blake2b(f"{sampling.seed}\0{key}".encode(), digest_size=16).digest()
-    stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest)))
-    return stream.random((sampling.candidates, sampling.max_new_tokens), dtype=np.float32)
-
-
-def draw_tokens(logits: torch.Tensor, draws: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """One token a row from `logits` (rows, vocabulary) by inverting the distribution at `draws` (rows,)."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    top, tokens = logits.float().topk(min(sampling.top_k, logits.shape[-1]), dim=-1)  # falling
-    mass = (top / sampling.temperature).softmax(-1).cumsum(-1)
-    # The nucleus is every token before which less than top_p lies; the first always belongs to it.
-    kept = ((mass < sampling.top_p).sum(-1, keepdim=True)).clamp(max=mass.shape[-1] - 1)
-    target = draws[:, None] * mass.gather(-1, kept)
-    choice = (mass <= target).sum(-1, keepdim=True).clamp(max=kept)
-    return tokens.gather(-1, choice).squeeze(-1)
+def _first_sentence(text: str) -> str:
+    line = text.strip().split("\n", 1)[0]
+    sentence, stop, _ = line.partition(".")
+    return (sentence + stop).strip()

@@ -129,9 +129,10 @@ def _digest(caption: str) -> bytes:
 
 def embed_shards(shards: list[int], folder: Path, card: ClipCard, device: str) -> ray.data.Dataset:
     """Shard numbers -> captions -> embeddings -> FAISS files, one block and one row of report a shard."""
+    actors = model_stage(device, len(shards))
     return (
         ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))
         .map_batches(CaptionReader(folder), batch_format="numpy", **light_stage())
-        .map_batches(TextActor, fn_constructor_args=(card, device), batch_format="numpy", **model_stage(None, device))
+        .map_batches(TextActor, fn_constructor_args=(card, device), batch_format="numpy", **actors)
         .map_batches(VectorWriter(folder), batch_format="numpy", **light_stage())
     )

@@ -9,6 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,6 +20,9 @@ from recap_ray.settings import RaySettings
 
 # Small shares, so that a node that lost its neighbours still has room for the stages that read and write.
 CPU_SHARE = 0.25
+
+# Two processes on a GPU: one fills it while the other one tokenises, ranks and writes columns.
+ACTORS_A_GPU = 2
 
 # An actor whose batch kills its process is started again twice, and the batch tried once more; Ray's own default is to
 # retry for ever.
@@ -68,25 +72,44 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
             ray.shutdown()
 
 
-def model_stage(actors: int | None, device: str) -> dict[str, Any]:
-    """Arguments of `map_batches` for a stage whose actors hold models: whole blocks, a GPU each where there are.
+@dataclass(frozen=True)
+class ModelActors:
+    """The actors of a stage that holds models: how many, and each one's share of a GPU."""
 
-    Without GPUs it is an actor a CPU, one left for decoding. Each computes in one thread (Ray's setting for a share of
-    a CPU): threads that share their cores with other work wait for each other at every operation, which made decoding
-    with two threads beside one busy process 100 times slower than with one.
+    count: int
+    gpu_share: float
+
+    def stage(self) -> dict[str, Any]:
+        """Arguments of `map_batches` for the stage, on whole blocks. The next block lies ready in the memory of the
+        actor's node while it works on one (Ray keeps two tasks under way for each actor)."""
+        return {
+            "batch_size": None,
+            "num_cpus": CPU_SHARE,
+            "num_gpus": self.gpu_share,
+            "compute": ActorPoolStrategy(size=self.count),
+            **ACTOR_RETRIES,
+        }
+
+
+def model_actors(asked: int | None, device: str, parts: int) -> ModelActors:
+    """How many actors hold models: as many as asked for, else two a GPU, so that one computes while the other one reads
+    and writes text, or without GPUs one a CPU; never more than there are parts.
+
+    On a CPU each computes in one thread (Ray's setting for a share of a CPU): threads that share their cores with other
+    work wait for each other at every operation, which made decoding with two threads beside one busy process 100 times
+    slower than with one. Pictures are decoded on the same cores in between, which is about a hundredth of the work.
     """
     gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-    default = gpus or max(1, int(_cpus()) - 1)
     room = max(1, int((_cpus() - 1) / CPU_SHARE))
-    if actors and actors > room:  # without a CPU left for the stages around it nothing would ever move
-        raise UserError(f"--gpu-actors {actors}: {_cpus():g} CPUs have room for at most {room} beside the other stages")
-    return {
-        "batch_size": None,
-        "num_cpus": CPU_SHARE,
-        "num_gpus": 1 if gpus else 0,
-        "compute": ActorPoolStrategy(size=actors or default),
-        **ACTOR_RETRIES,
-    }
+    if asked and asked > room:  # without a CPU left for the stages around it nothing would ever move
+        raise UserError(f"--gpu-actors {asked}: {_cpus():g} CPUs have room for at most {room} beside the other stages")
+    count = asked or min(ACTORS_A_GPU * gpus or int(_cpus()), room, parts)
+    return ModelActors(count, 1 / -(-count // gpus) if gpus else 0)
+
+
+def model_stage(device: str, parts: int) -> dict[str, Any]:
+    """Arguments of `map_batches` for a stage with as many actors with models as suit the machine and the parts."""
+    return model_actors(None, device, parts).stage()
 
 
 class ModelActor(ABC):

@@ -11,11 +11,12 @@ import pyarrow as pa
 import ray
 
 from recap_ray.alignment import EmbeddedPairs
-from recap_ray.images import ImageLimits, ImagePreparer
+from recap_ray.images import ImageLimits
 from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.models.device import choose_device
 from recap_ray.pipelines.cluster import ModelActor, cpu_stage, model_stage
 from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.preparing import ImagePreparer
 from recap_ray.progress import Progress
 from recap_ray.schema import error_code
 
@@ -35,10 +36,11 @@ def embed_pairs(parts: list[pa.Table], card: ClipCard, device: str, limits: Imag
     """
     parts = [part.set_column(part.column_names.index("captions"), "captions", _as_json(part)) for part in parts]
     loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
+    actors = model_stage(device, len(parts))
     return (
         ray.data.from_arrow(parts)
         .map_batches(loader, batch_format="numpy", **cpu_stage())
-        .map_batches(PairsActor, fn_constructor_args=(card, device), batch_format="numpy", **model_stage(None, device))
+        .map_batches(PairsActor, fn_constructor_args=(card, device), batch_format="numpy", **actors)
     )
 
 
@@ -64,11 +66,14 @@ def embed_texts(texts: Sequence[str], card: ClipCard, device: str) -> tuple[dict
     """Embeds texts, each distinct one once: where each text's row is, and the rows (n, d) of unit length."""
     rows = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     table = pa.table({"row": pa.array(range(len(rows)), pa.int64()), "caption": pa.array(list(rows), pa.string())})
-    stage = {"fn_constructor_args": (card, device), "batch_format": "numpy", **model_stage(None, device)}
+    parts = slices(table, TEXT_PART_ROWS)
+    actors = model_stage(device, len(parts))
     progress = Progress("CLIP", len(rows), "texts")
     found = np.zeros((len(rows), card.embed_dim), np.float32)
-    parts = ray.data.from_arrow(slices(table, TEXT_PART_ROWS)).map_batches(TextActor, **stage)
-    for part in parts.iter_batches(batch_size=None, batch_format="numpy"):
+    embedded = ray.data.from_arrow(parts).map_batches(
+        TextActor, fn_constructor_args=(card, device), batch_format="numpy", **actors
+    )
+    for part in embedded.iter_batches(batch_size=None, batch_format="numpy"):
         found[part["row"]] = part["embedding"]
         progress.update(len(part["row"]))
     progress.finish()

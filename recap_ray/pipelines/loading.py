@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from recap_ray.errors import ImageError
-from recap_ray.images import ImageLimits, ImagePreparer, decode
+from recap_ray.images import ImageLimits, decode_pixels
+from recap_ray.preparing import ImagePreparer
 from recap_ray.sources import read_image_bytes
+from recap_ray.stage_times import StageClock
 
 
 @dataclass(frozen=True)
 class ImageLoader:
     """Files -> pixels at the model's size; called on a batch with the column `source`.
 
-    Adds `pixels` (n, height, width, 3) uint8, `width` and `height` (0 for an error) and `error`
-    ("code: message", or "" where all is well: a column of nothing but nulls would change its type on the way).
+    Adds `pixels` (n, height, width, 3) uint8, `width` and `height` (0 for an error), `error` ("code: message", or ""
+    where all is well: a column of nothing but nulls would change its type on the way) and `times` (of a StageClock).
     """
 
     preparer: ImagePreparer
@@ -33,10 +35,16 @@ class ImageLoader:
         pixels = np.zeros((count, *self.preparer.size, 3), np.uint8)
         sizes = np.zeros((count, 2), np.int32)
         errors = np.full(count, "", object)
+        clock = StageClock()
         for i, source in enumerate(batch["source"]):
             try:
-                image = decode(read_image_bytes(source, self.limits.max_bytes), self.limits)
-                pixels[i], sizes[i] = self.preparer(image), image.size
+                with clock.stage("read"):
+                    data = read_image_bytes(source, self.limits.max_bytes)
+                with clock.stage("decode"):
+                    picture = decode_pixels(data, self.limits, self.preparer.enough)
+                    pixels[i], sizes[i] = self.preparer(picture), (picture.width, picture.height)
             except ImageError as error:
                 errors[i] = str(error)
-        return {**batch, "pixels": pixels, "width": sizes[:, 0], "height": sizes[:, 1], "error": errors}
+        times = np.full(count, clock.carried(), object)
+        sides = {"width": sizes[:, 0], "height": sizes[:, 1]}
+        return {**batch, "pixels": pixels, **sides, "error": errors, "times": times}

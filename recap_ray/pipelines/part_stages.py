@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from recap_ray.parts import Part, commit
 from recap_ray.runs import Run, write_json
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
+from recap_ray.stage_times import StageClock
 
 
 def read_part(row: pa.Table) -> pa.Table:
@@ -32,12 +33,14 @@ class PartWriter:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row of report for the part: its name, rows and errors."""
-        name, seconds = table["part"][0].as_py(), table["part_seconds"][0].as_py()
+        name, clock = table["part"][0].as_py(), StageClock(table["times"][0].as_py())
+        clock.arrived("captioned")
         rows = table.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
         rows = rows.replace_schema_metadata({FINGERPRINT_KEY: self.run.fingerprint.encode()})
         errors = Counter(error_code(error) for error in rows["error"].drop_null().to_pylist())
-        report = {"part": name, "rows": len(rows), "errors": dict(errors), "model_seconds": round(seconds, 3)}
-        # The report first: every part that is there has one, whenever we are killed.
-        write_json(self.run.folder / "reports" / f"{name}.json", report)
-        commit(self.run.folder / "captions" / f"{name}.parquet", lambda path: pq.write_table(rows, path))
-        return pa.table({"part": [name], "rows": [len(rows)], "errors": [errors.total()]})
+        report = {"part": name, "rows": len(rows), "errors": dict(errors)}
+        with clock.stage("write"):
+            # The report first: every part that is there has one, whenever we are killed.
+            write_json(self.run.folder / "reports" / f"{name}.json", report)
+            commit(self.run.folder / "captions" / f"{name}.parquet", lambda path: pq.write_table(rows, path))
+        return pa.table({"part": [name], "rows": [len(rows)], "errors": [errors.total()], "times": [clock.carried()]})

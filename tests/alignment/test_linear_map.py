@@ -27,3 +27,11 @@ def test_a_saved_map_is_read_back_and_another_file_refused():
     for data in (b"no safetensors", Moments.zeros(2).to_bytes(), broken.to_bytes(), askew.to_bytes()):
         with pytest.raises(UserError, match="holds no alignment"):
             LinearAlignment.from_bytes(data)
+
+
+def test_a_row_is_mapped_to_the_same_last_bit_however_many_there_are():
+    rng = np.random.default_rng(0)
+    fitted = LinearAlignment.of(rng.normal(size=(128, 128)), rng.normal(size=128), rng.normal(size=128))
+    rows = rng.normal(size=(40, 128)).astype(np.float32)
+    for count in (1, 2, 5, 9, 17):
+        assert np.array_equal(fitted(rows[:count]), fitted(rows)[:count])

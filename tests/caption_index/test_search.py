@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recap_ray.caption_index.search import CaptionIndex, IndexCard, merge_top_k
+from recap_ray.caption_index import nearest
+from recap_ray.caption_index.search import CPU, CaptionIndex, IndexCard, merge_top_k
 from recap_ray.caption_index.shard import captions_path, vectors_path, write_captions, write_vectors
 from recap_ray.errors import UserError
 
@@ -92,3 +93,29 @@ def test_the_card_is_checked_before_a_vector_is_read(tmp_path):
             continue
         with pytest.raises(UserError, match=message):
             IndexCard.of(str(tmp_path), "clip", 16)
+
+
+@pytest.mark.parametrize("cuts", [[], [40], [1, 2, 60]])
+def test_a_product_in_torch_finds_what_faiss_finds(tmp_path, cuts, monkeypatch):
+    monkeypatch.setattr(nearest, "CHUNK_ROWS", 13)
+    card, queries = build(tmp_path, unit(100), cuts), unit(7, seed=1)
+    expected = CaptionIndex.open(card).search(queries, 5)
+    shards = CaptionIndex.open(card).shards
+    found = CaptionIndex(shards, [nearest.NearestByProduct(s.vectors, CPU) for s in shards]).search(queries, 5)
+    assert np.array_equal(found[1], expected[1])
+    assert np.allclose(found[0], expected[0], atol=1e-6)
+
+
+def test_neighbours_do_not_depend_on_the_batch_not_even_among_equals(tmp_path):
+    vectors, queries = np.repeat(unit(300, 128), 2, axis=0), unit(50, 128, seed=1)  # every caption twice
+    index = CaptionIndex.open(build(tmp_path, vectors, [250]))
+    scores, ids = index.search(queries, 6)
+    assert (ids[:, 1::2] == ids[:, ::2] + 1).all()  # of two equals the first one comes first
+    for rows in ([3], [40, 2, 7], list(range(50))[::-1]):
+        some_scores, some_ids = index.search(queries[rows], 6)
+        assert np.array_equal(some_ids, ids[rows]) and np.array_equal(some_scores, scores[rows])
+
+
+def test_the_cpu_is_searched_by_faiss_and_a_build_without_gpu_is_seen():
+    assert nearest.choose_nearest(10, 4, CPU) is nearest.NearestByFaiss
+    assert nearest.faiss_gpu_works(CPU) == hasattr(faiss, "StandardGpuResources")

@@ -9,8 +9,9 @@ from PIL import Image
 
 from recap_ray.demo import TINY_CLIP
 from recap_ray.errors import UserError
-from recap_ray.images import ImagePreparer
+from recap_ray.images import Picture
 from recap_ray.models.clip import ClipCard, ClipEncoder
+from recap_ray.preparing import ImagePreparer
 
 CPU = torch.device("cpu")
 
@@ -30,9 +31,10 @@ def test_image_embeddings_equal_open_clips_own(tiny):
     with torch.inference_mode():
         expected = model.eval().encode_image(torch.stack([transform(p) for p in pictures(5)]), normalize=True).numpy()
     preparer = ImagePreparer.from_preprocess_cfg(ClipCard.of("tiny").preprocess)
-    found = tiny.encode_images(np.stack([preparer(picture) for picture in pictures(5)]))
+    found = tiny.encode_images(np.stack([preparer(Picture(np.array(p), p.height, p.width)) for p in pictures(5)]))
     assert found.dtype == np.float32
-    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(found - expected).max() < 5e-4  # of noise, whose pixels differ by a rounding here and there
+    assert (found * expected).sum(1).min() > 0.99999
 
 
 def test_text_embeddings_equal_open_clips_own_in_the_order_given(tiny):

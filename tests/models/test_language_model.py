@@ -1,15 +1,27 @@
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+from recap_ray.demo import TINY_LANGUAGE_MODEL
 from recap_ray.errors import UserError
 from recap_ray.models.language_model import (
+    SLOTS_IN_A_BATCH,
     LanguageModel,
-    Sampling,
-    draw_tokens,
+    _first_sentence,
+    check_language_model,
     language_model_identity,
-    uniform_draws,
 )
+from recap_ray.models.search import Decoding, draw_tokens, uniform_draws
+from tests.models.naive import beam_search_naively, sample_naively
+
+CPU = torch.device("cpu")
 
 PROMPTS = [
     "Similar images show: a red circle above a blue square. This image shows:",
@@ -21,65 +33,131 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def tiny() -> LanguageModel:
-    return LanguageModel("tiny", torch.device("cpu"))
+    return LanguageModel("tiny", CPU)
 
 
-def naive(model: LanguageModel, prompt: str, key: str, sampling: Sampling) -> list[str]:
-    """One prompt and one candidate at a time, the whole sequence computed anew for every token."""
-    texts = []
-    for draws in uniform_draws(key, sampling):
-        ids = model.tokenizer(prompt)["input_ids"]
-        new: list[int] = []
-        for draw in draws:
-            with torch.inference_mode():
-                logits = model.model(torch.tensor([ids + new])).logits[0, -1]
-            new.append(int(draw_tokens(logits[None], torch.tensor([draw]), sampling)))
-            if model.stops[new[-1]]:
-                break
-        texts.append(model._text(new))
-    return texts
+@pytest.fixture(scope="module")
+def plain():
+    """The same model with its own attention."""
+    return AutoModelForCausalLM.from_pretrained(TINY_LANGUAGE_MODEL, attn_implementation="eager").eval()
 
 
-@pytest.mark.parametrize("sampling", [Sampling(candidates=1, temperature=0), Sampling(candidates=3, temperature=1.0)])
-def test_batched_decoding_with_a_cache_equals_the_naive_loop(tiny, sampling):
+def naive(tiny, plain, prompt: str, key: str, decoding: Decoding) -> list[str]:
+    """The captions of a prompt computed alone, token by token, candidate by candidate."""
+    prefix = plain.get_input_embeddings()(torch.tensor(tiny.tokenizer(prompt)["input_ids"]))
+    if decoding.beams:
+        rows = beam_search_naively(plain, prefix, decoding.beams, decoding.max_new_tokens, tiny.stops)
+    else:
+        rows = sample_naively(plain, prefix, key, decoding, tiny.stops)
+    return [tiny.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows[: decoding.candidates]]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(candidates=1, temperature=0),
+        Decoding(candidates=3, temperature=1.0),
+        Decoding(candidates=2, beams=5),
+    ],
+    ids=["greedy", "sample", "beam"],
+)
+def test_captions_equal_those_of_the_naive_loop(tiny, plain, decoding):
     keys = ["a", "b", "c"]
-    found = tiny.sample(PROMPTS, keys, sampling)
-    assert found == [naive(tiny, prompt, key, sampling) for prompt, key in zip(PROMPTS, keys)]
+    found = tiny.write(PROMPTS, keys, decoding)
+    assert found == [naive(tiny, plain, prompt, key, decoding) for prompt, key in zip(PROMPTS, keys)]
 
 
-def test_a_caption_follows_from_its_key_whatever_the_batch(tiny):
-    sampling = Sampling(candidates=2, temperature=1.0)
-    forward = tiny.sample(PROMPTS, ["a", "b", "c"], sampling)
-    backward = tiny.sample(PROMPTS[::-1], ["c", "b", "a"], sampling)
-    assert forward == backward[::-1]
-    assert tiny.sample(PROMPTS[:1], ["a"], sampling) == forward[:1]
+def test_greedy_and_beam_captions_equal_those_of_generate(tiny, plain):
+    ends = tiny.stops.nonzero()[:, 0].tolist()
+    for prompt in PROMPTS:
+        given = tiny.tokenizer(prompt, return_tensors="pt")
+        written = plain.generate(**given, do_sample=False, max_new_tokens=40, eos_token_id=ends, pad_token_id=0)
+        text = tiny.tokenizer.decode(written[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        assert tiny.write([prompt], ["a"], Decoding(candidates=1, temperature=0)) == [[text]]
+
+
+def test_a_prefix_of_embeddings_is_continued_like_the_tokens_it_is_of(tiny):
+    ids = [tiny.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    decoding, keys = Decoding(candidates=2, temperature=1.0), ["a", "b", "c"]
+    assert tiny.write(tiny.decoder.embedded(ids), keys, decoding) == tiny.write(PROMPTS, keys, decoding)
+
+
+def test_a_caption_follows_from_its_key_whatever_the_batch(tiny, monkeypatch):
+    decoding, keys = Decoding(candidates=2, temperature=1.0), [f"image {i}" for i in range(30)]
+    prompts = [f"{'a red circle above a blue square. ' * (i % 7)}This image shows:" for i in range(30)]
+    forward = tiny.write(prompts, keys, decoding)
+    assert tiny.write(prompts[::-1], keys[::-1], decoding) == forward[::-1]
+    assert tiny.write(prompts[3:4], keys[3:4], decoding) == forward[3:4]
+    monkeypatch.setitem(SLOTS_IN_A_BATCH, "cpu", 8)
+    assert tiny.write(prompts, keys, decoding) == forward
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_models_of_both_kinds_are_loaded_from_folders(tiny, kind, tmp_path):
+    """Saved as a hub would have them; an encoder-decoder model reads the prompt and begins anew."""
+    size = len(tiny.tokenizer)
+    if kind == "t5":
+        config = T5Config(
+            vocab_size=size, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4, decoder_start_token_id=0
+        )
+        model = T5ForConditionalGeneration(config)
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=1, n_head=4))
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    check_language_model(str(tmp_path), 40)
+    loaded = LanguageModel(str(tmp_path), CPU)
+    plain = type(model).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ids = tiny.tokenizer(PROMPTS[0])["input_ids"]
+    decoding = Decoding(candidates=2, temperature=1.0, max_new_tokens=10)
+    rows = sample_naively(plain, plain.get_input_embeddings()(torch.tensor(ids)), "a", decoding, loaded.stops)
+    expected = [_first_sentence(tiny.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
+    assert loaded.write(PROMPTS[:1], ["a"], decoding) == [expected]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_coarser_precision_gives_nearly_the_same_logits(tiny, precision):
+    coarse = LanguageModel("tiny", CPU, precision)
+    assert coarse.model.dtype == getattr(torch, precision)
+    ids = [tiny.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    new, rows = torch.tensor([40, 50, 60]), torch.arange(3)
+    for model in (tiny, coarse):
+        model.decoder.begin(model.decoder.embedded(ids), 1, 2)
+    found, expected = (model.decoder.step(new, rows).float() for model in (coarse, tiny))
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    assert torch.cosine_similarity(found, expected).min() > 0.999
+
+
+def test_an_unknown_precision_is_one_line():
+    with pytest.raises(UserError, match="--precision half is unknown: expected one of auto, float32"):
+        LanguageModel("tiny", CPU, "half")
 
 
 def test_other_keys_and_seeds_draw_other_numbers():
-    draws = uniform_draws("a", Sampling())
+    draws = uniform_draws("a", Decoding())
     assert draws.shape == (8, 40) and draws.min() >= 0 and draws.max() < 1
-    assert np.array_equal(draws, uniform_draws("a", Sampling()))
-    assert not np.array_equal(draws, uniform_draws("b", Sampling()))
-    assert not np.array_equal(draws, uniform_draws("a", Sampling(seed=1)))
+    assert np.array_equal(draws, uniform_draws("a", Decoding()))
+    assert not np.array_equal(draws, uniform_draws("b", Decoding()))
+    assert not np.array_equal(draws, uniform_draws("a", Decoding(seed=1)))
 
 
 def test_drawn_tokens_follow_the_distribution():
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     draws = torch.linspace(0, 0.9999, 10_000)
     rows = logits.repeat(len(draws), 1)
-    plain = draw_tokens(rows, draws, Sampling(temperature=1.0, top_p=1.0))
+    plain = draw_tokens(rows, draws, Decoding(temperature=1.0, top_p=1.0))
     assert np.allclose(np.bincount(plain, minlength=4) / 1e4, [0.5, 0.3, 0.15, 0.05], atol=1e-3)
-    nucleus = draw_tokens(rows, draws, Sampling(temperature=1.0, top_p=0.7))  # 0.5 + 0.3 reach it
+    nucleus = draw_tokens(rows, draws, Decoding(temperature=1.0, top_p=0.7))  # 0.5 + 0.3 reach it
     assert np.allclose(np.bincount(nucleus, minlength=4) / 1e4, [0.625, 0.375, 0, 0], atol=1e-3)
-    top = draw_tokens(rows, draws, Sampling(temperature=1.0, top_p=1.0, top_k=3))
+    top = draw_tokens(rows, draws, Decoding(temperature=1.0, top_p=1.0, top_k=3))
     assert np.allclose(np.bincount(top, minlength=4) / 1e4, [0.5263, 0.3158, 0.1579, 0], atol=1e-3)
-    cold = draw_tokens(rows, draws, Sampling(temperature=0.5, top_p=1.0))
+    cold = draw_tokens(rows, draws, Decoding(temperature=0.5, top_p=1.0))
     assert np.allclose(np.bincount(cold, minlength=4) / 1e4, np.array([25, 9, 2.25, 0.25]) / 36.5, atol=1e-3)
-    assert set(draw_tokens(rows, draws, Sampling(temperature=0)).tolist()) == {0}
+    assert set(draw_tokens(rows, draws, Decoding(temperature=0)).tolist()) == {0}
 
 
 def test_captions_are_one_line_without_prompt_or_end_token(tiny):
-    for row in tiny.sample(PROMPTS, ["a", "b", "c"], Sampling(candidates=4)):
+    for row in tiny.write(PROMPTS, ["a", "b", "c"], Decoding(candidates=4)):
         for text in row:
             assert text and "\n" not in text and "<" not in text and "This image" not in text
             assert text == text.strip() and text.find(".") in (-1, len(text) - 1)
@@ -87,11 +165,11 @@ def test_captions_are_one_line_without_prompt_or_end_token(tiny):
 
 def test_a_prompt_longer_than_the_model_keeps_its_end(tiny):
     long = "a red circle above a blue square. " * 500 + "This image shows:"
-    assert tiny.sample([long], ["a"], Sampling(candidates=1))[0][0]
+    assert tiny.write([long], ["a"], Decoding(candidates=1))[0][0]
 
 
 def test_no_prompts_give_no_captions(tiny):
-    assert tiny.sample([], [], Sampling()) == []
+    assert tiny.write([], [], Decoding()) == []
 
 
 def test_a_name_that_cannot_be_loaded_is_one_line():

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from recap_ray.alignment import EmbeddedPairs
-from recap_ray.images import ImagePreparer, decode
+from recap_ray.images import decode_pixels
 from recap_ray.models.clip import ClipCard, ClipEncoder
+from recap_ray.preparing import ImagePreparer
 from recap_ray.tables import read_pairs
 
 
@@ -14,7 +15,8 @@ def embed_in_one_go(path, clip: ClipEncoder) -> EmbeddedPairs:
     pairs = read_pairs(str(path))
     preparer = ImagePreparer.from_preprocess_cfg(ClipCard.of("tiny").preprocess)
     files = [Path(path).parent / image for image in pairs["image"].to_pylist()]
-    images = clip.encode_images(np.stack([preparer(decode(file.read_bytes())) for file in files]))
+    pictures = [decode_pixels(file.read_bytes(), enough=preparer.enough) for file in files]
+    images = clip.encode_images(np.stack([preparer(picture) for picture in pictures]))
     captions = pairs["captions"].to_pylist()
     owner = np.repeat(np.arange(len(images)), [len(row) for row in captions])
     return EmbeddedPairs(images, clip.encode_texts([text for row in captions for text in row]), owner)

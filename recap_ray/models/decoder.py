@@ -1,0 +1,221 @@
+"""One token after another for many slots at once: a language model of transformers, driven through a SlotCache.
+
+Knows embeddings and tokens, no text and no rule by which tokens are chosen (search.py does). A causal model reads each
+prompt up to its last token, which then is the first token that all slots append; an encoder-decoder model (T5, FLAN-T5)
+encodes the prompts, and its slots begin with the start token. From there on both are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers.activations import NewGELUActivation
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from recap_ray.models.slot_cache import IMPLEMENTATION, Pair, SlotCache, attend_both_ways, attend_causally
+from recap_ray.models.step_graph import StepGraph
+
+# Prompts are padded to a multiple of it: attention computes in blocks, and blocks of one size give a prompt the same
+# last bit whatever its neighbours are. On a GPU it also keeps the number of captured graphs small.
+LENGTH_STEP = 16
+
+# Rows go through the model in multiples of it. MKL takes what is left over of 4 rows by another kernel, with another
+# last bit; so the row of a slot is the same whatever other rows there are.
+ROWS = 4
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is to be continued: embeddings (n, P, d), padded on the right, and lengths (n,), each at least 1."""
+
+    embeddings: torch.Tensor
+    lengths: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, which: list[int]) -> Prompts:
+        return Prompts(self.embeddings[which], self.lengths[which])
+
+
+class Decoder:
+    """A loaded model that continues a batch of prompts by `slots` slots each: `begin`, then a `step` a token.
+
+    Slots are numbered 0 to n * slots - 1 from the first to the last token, prompt by prompt.
+    """
+
+    def __init__(self, model: Any, static: bool | None = None):
+        fuse_activations(model)
+        self.model, self.device = model, model.device
+        self.embed = model.get_input_embeddings()
+        self.encodes = bool(model.config.is_encoder_decoder)
+        # Starting the kernels of a step one by one takes Python longer than they run; a graph starts them together.
+        self.static = (self.device.type == "cuda" and not self.encodes) if static is None else static
+        # How many steps go by before the host waits to learn which slots have ended. On a CPU there is no waiting.
+        self.look_every = 4 if self.static or self.device.type != "cpu" else 1
+        self.own: list[Pair] = []
+        self.caches: dict[tuple[int, ...], SlotCache] = {}
+        self.graphs: dict[tuple[int, ...], StepGraph] = {}
+
+    @torch.inference_mode()
+    def embedded(self, prompts: list[list[int]]) -> Prompts:
+        """Prompts of tokens, none of them empty."""
+        longest = max(map(len, prompts))
+        tokens = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in prompts], device=self.device)
+        return Prompts(self.embed(tokens), torch.tensor([len(tokens) for tokens in prompts], device=self.device))
+
+    @torch.inference_mode()
+    def begin(self, prompts: Prompts, slots: int, steps: int) -> torch.Tensor:
+        """Logits (n, V) of the first token of each prompt's slots, which get `steps` tokens at most."""
+        count = len(prompts)
+        self.slots, self.position = slots, 0
+        self.held = torch.arange(count, device=self.device)  # the prompts that the cache has
+        self.place = torch.arange(count * slots, device=self.device)  # slot -> its place in the cache
+        embeddings = _padded(prompts.embeddings if self.encodes else prompts.embeddings[:, :-1])
+        self.cache = self._cache(count, embeddings.shape[1], steps)
+        self.cache.begin(prompts.lengths - (0 if self.encodes else 1), embeddings.shape[1], slots)
+        if self.encodes:
+            self._encode(embeddings)
+            first = self.embed(torch.full((count,), self.model.config.decoder_start_token_id, device=self.device))
+        else:
+            self._read(embeddings)
+            first = prompts.embeddings[self.held, prompts.lengths - 1]
+        logits = self._append(first, self.place[::slots], torch.zeros_like(self.place[:1]) if self.static else 0, 1)
+        self.cache.spread()
+        return logits
+
+    @torch.inference_mode()
+    def step(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Appends `tokens` (R,) to the slots `rows` (R,) that `going_on` gave; logits (R, V) of what follows."""
+        self.position += 1
+        places = self.place[rows]
+        if not self.static:
+            return self._append(self.embed(tokens), places, self.position, self.position + 1)
+        window = min(-(-(self.position + 1) // LENGTH_STEP) * LENGTH_STEP, self.cache.steps)
+        key = (self.cache.prompts, self.slots, self.cache.mask.shape[-1], self.cache.steps, len(rows), window)
+        self.cache.window = window  # a graph that is started does not pass by here
+        if key not in self.graphs:
+            self.graphs[key] = StepGraph(lambda t, p, at: self._append(self.embed(t), p, at, window))
+        return self.graphs[key](tokens, places, self.position)
+
+    @torch.inference_mode()
+    def going_on(self, ended: torch.Tensor) -> torch.Tensor:
+        """The slots (R,) that go through the next step: those not `ended` (S,) and, where a product wants more rows,
+        some that have; none once all have ended. Waits for the GPU."""
+        alive = ~ended
+        count = int(alive.sum())
+        if count == 0:
+            return self.place[:0]
+        if self.static:  # in quarters of all, so that few graphs are captured
+            quarter = -(-len(ended) // 4)
+            count = min(-(-count // quarter) * quarter, len(ended))
+        else:
+            self._drop_prompts(alive.view(-1, self.slots).any(1))
+        cached = torch.zeros_like(alive).view(-1, self.slots)
+        cached[self.held] = True
+        order = (alive.int() + cached.flatten().int()).argsort(descending=True, stable=True)
+        return order[: count + -count % ROWS].sort().values
+
+    @torch.inference_mode()
+    def reorder(self, sources: torch.Tensor) -> None:
+        """Slot i goes on with what slot `sources[i]` of the same prompt has written (S,)."""
+        self.cache.reorder(self.place[sources.view(-1, self.slots)[self.held].flatten()])
+
+    def _drop_prompts(self, alive: torch.Tensor) -> None:
+        """Lets prompts (n,) leave the cache once at most half of those in it are `alive`: to move the others then
+        costs about what one step's attention over all of them does."""
+        ended = self.held[~alive[self.held]]
+        count = int(alive.sum())
+        keep = torch.cat([self.held[alive[self.held]], ended])[: count + -count % ROWS].sort().values
+        if len(keep) * 2 > len(self.held):
+            return
+        where = torch.searchsorted(self.held, keep)
+        self.cache.keep(where)
+        if self.encodes:
+            self.crossed.cross_attention_cache.batch_select_indices(where)
+        self.held = keep
+        self.place.view(-1, self.slots)[keep] = torch.arange(len(keep) * self.slots).view(-1, self.slots)
+
+    def _cache(self, count: int, room: int, steps: int) -> SlotCache:
+        if self.own and (self.own[0][0].shape[0] < count * self.slots or self.own[0][0].shape[2] < steps):
+            for made_for_less in (self.own, self.caches, self.graphs):
+                made_for_less.clear()
+        if not self.static:
+            return SlotCache(steps, self.own)
+        key = (count, self.slots, room, steps)
+        if key not in self.caches:
+            self.caches[key] = SlotCache(steps, self.own, static=True)
+        return self.caches[key]
+
+    def _read(self, embeddings: torch.Tensor) -> None:
+        """Prefill: keys and values of all prompts, each computed once. Padding may lie beyond the last position."""
+        last = getattr(self.model.config, "max_position_embeddings", None) or embeddings.shape[1]
+        positions = torch.arange(embeddings.shape[1], device=self.device).clamp(max=last - 1)[None]
+        self.model.base_model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            attend=attend_causally,
+        )
+
+    def _encode(self, embeddings: torch.Tensor) -> None:
+        encoder = self.model.get_encoder()
+        found = encoder(inputs_embeds=embeddings, attend=attend_both_ways(self.cache.mask))
+        self.encoded = BaseModelOutput(last_hidden_state=found.last_hidden_state)
+        self.crossed = EncoderDecoderCache(self.cache, DynamicCache())
+
+    def _append(self, embeddings: torch.Tensor, places: torch.Tensor, position: Any, window: int) -> torch.Tensor:
+        """Logits (R, V) after the new token (R, d) of each place (R,) in the cache."""
+        self.cache.append(places, position, window)
+        if self.encodes:
+            given = {"decoder_inputs_embeds": embeddings[:, None], "encoder_outputs": self.encoded}
+            cache: Cache = self.crossed
+        else:
+            positions = self.cache.lengths[places // self.slots] + position
+            given, cache = {"inputs_embeds": embeddings[:, None], "position_ids": positions[:, None]}, self.cache
+        out = self.model(**given, past_key_values=cache, use_cache=True, attend=self.cache.attend)
+        return out.logits[:, -1]
+
+
+def fuse_activations(model: torch.nn.Module) -> None:
+    """Puts torch's one kernel in the place of GPT-2's activation, which transformers writes as eight operations: the
+    same formula, a tenth of the time of a step."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(parent, name, torch.nn.GELU(approximate="tanh"))
+
+
+@torch.inference_mode()
+def check_driven(model: Any) -> None:
+    """Raises ValueError unless `model`, driven through a SlotCache, writes what it writes with its own attention: not
+    every architecture lets its attention be replaced, and some would go wrong silently."""
+    prompt, new = [5, 4, 3, 2], 6
+    decoder = Decoder(model, static=False)
+    decoder.begin(decoder.embedded([prompt, prompt[:3], prompt[:2], prompt[:1]]), 1, 2)
+    rows = torch.arange(ROWS, device=model.device)
+    found = decoder.step(torch.full_like(rows, new), rows)[0].float()
+    start = [model.config.decoder_start_token_id, new] if decoder.encodes else [*prompt, new]
+    given = {"input_ids": torch.tensor([prompt if decoder.encodes else start], device=model.device)}
+    if decoder.encodes:
+        given["decoder_input_ids"] = torch.tensor([start], device=model.device)
+    model.set_attn_implementation("eager")
+    expected = model(**given).logits[0, -1].float()
+    model.set_attn_implementation(IMPLEMENTATION)
+    likeness = float(torch.cosine_similarity(found - found.mean(), expected - expected.mean(), dim=0))
+    if not likeness > 0.99:  # bfloat16 leaves .999 and more
+        raise ValueError(
+            f"{type(model).__name__} cannot be driven here (its logits are {likeness:.3f} alike): use GPT-2, "
+            "OPT, Llama, T5 or another model with plain attention"
+        )
+
+
+def _padded(embeddings: torch.Tensor) -> torch.Tensor:
+    """(n, P, d) with P a multiple of LENGTH_STEP, at least one."""
+    length = embeddings.shape[1]
+    return pad(embeddings, (0, 0, 0, max(LENGTH_STEP, -(-length // LENGTH_STEP) * LENGTH_STEP) - length))

@@ -1,0 +1,88 @@
+"""Where the time goes: the seconds of every stage, told part by part and added up for the whole run.
+
+A part carries its times along as JSON (a Ray batch holds arrays), from the loader through the captioner to the writer,
+which puts them into its report.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LOADING = ("read", "decode")  # in tasks of their own
+CAPTIONING = ("embed", "retrieve", "generate", "score", "assemble")  # in the actors that hold the models
+STAGES = (*LOADING, *CAPTIONING, "write")
+# Who waits for whom. The first two tell which side is too slow: there is always one that waits.
+WAITS = {
+    "actors": "actors for the next part",
+    "decoded": "decoded parts for an actor",
+    "captioned": "captioned parts for the writer",
+}
+STARVED = 0.1  # share of the actors' time from which on they are not the bottleneck
+
+
+class StageClock:
+    """The seconds of a part by stage, and by what it waited for (keys of WAITS)."""
+
+    def __init__(self, carried: str = "{}"):
+        content = json.loads(carried)
+        self.seconds: defaultdict[str, float] = defaultdict(float, content.get("seconds", {}))
+        self.left_at: float | None = content.get("left_at")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times what happens within."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+    def arrived(self, wait: str) -> None:
+        """The part has been taken up again: what has gone by since `carried` was called it waited. Clocks of two
+        machines may differ; a wait is never negative."""
+        if self.left_at is not None:
+            self.seconds[wait] += max(0.0, time.time() - self.left_at)
+
+    def add(self, other: StageClock) -> None:
+        """Adds another part's seconds."""
+        for name, seconds in other.seconds.items():
+            self.seconds[name] += seconds
+
+    def carried(self) -> str:
+        """As JSON, for the way to the next worker."""
+        return json.dumps({"seconds": self.seconds, "left_at": time.time()})
+
+
+def summarise_times(total: StageClock, images: int, actors: int) -> dict[str, Any]:
+    """What summary.json tells of the seconds of all parts together: busy and waiting times, and the bottleneck."""
+    seconds = total.seconds
+    busy = {name: round(seconds[name], 3) for name in STAGES}
+    at_work = sum(seconds[name] for name in CAPTIONING)
+    starved = seconds["actors"] > STARVED * (at_work + seconds["actors"])
+    bottleneck = max(LOADING if starved else CAPTIONING, key=lambda name: seconds[name])
+    return {
+        "busy_seconds": busy,
+        "waiting_seconds": {name: round(seconds[name], 3) for name in WAITS},
+        "images_per_second_of_one_worker": {name: round(images / s, 1) for name, s in busy.items() if s > 0},
+        "model_actors": actors,
+        "model_actors_busy": round(at_work / max(at_work + seconds["actors"], 1e-9), 3),
+        "bottleneck": bottleneck,
+    }
+
+
+def times_table(times: dict[str, Any]) -> str:
+    """The same as lines to read."""
+    busy, rates = times["busy_seconds"], times["images_per_second_of_one_worker"]
+    total = max(sum(busy.values()), 1e-9)
+    lines = [f"{'stage':<10}{'busy':>10}{'share':>8}{'images/s of one worker':>25}"]
+    for name, seconds in busy.items():
+        mark = "  <- bottleneck" if name == times["bottleneck"] else ""
+        lines.append(f"{name:<10}{seconds:>8.1f} s{100 * seconds / total:>6.0f} %{rates.get(name, 0):>25,.1f}{mark}")
+    waits = ", ".join(f"{WAITS[name]} {seconds:.1f} s" for name, seconds in times["waiting_seconds"].items())
+    lines.append(f"{times['model_actors']} actors with models, {100 * times['model_actors_busy']:.0f} % busy")
+    return "\n".join([*lines, f"waiting: {waits}"])

@@ -1,0 +1,180 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaConfig, T5Config
+
+from recap_ray.models.decoder import Decoder, Prompts, check_driven
+from recap_ray.models.search import Decoding, search, top_logits
+from recap_ray.models.slot_cache import IMPLEMENTATION
+from tests.models.naive import beam_search_naively, logits_after, sample_naively
+
+CONFIGS = {
+    "gpt2": GPT2Config(vocab_size=500, n_positions=128, n_embd=64, n_layer=2, n_head=4),
+    "llama": LlamaConfig(  # half as many heads of keys as of queries, and rotary positions
+        vocab_size=500,
+        max_position_embeddings=128,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+    ),
+    "t5": T5Config(
+        vocab_size=500,
+        d_model=64,
+        d_kv=16,
+        d_ff=96,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        eos_token_id=1,
+    ),
+}
+STEPS = 12
+
+
+def made(kind: str, implementation: str):
+    """The same random model whichever attention it is given."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS[kind])
+    config.initializer_range = 0.3  # with the usual 0.02 a random model repeats itself
+    config.initializer_factor = 2.0
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return auto.from_config(config, attn_implementation=implementation).eval()
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def pair(request):
+    """Our decoder of a model, and the model with its own attention."""
+    return Decoder(made(request.param, IMPLEMENTATION)), made(request.param, "eager")
+
+
+def prompts_of(decoder: Decoder, count: int, longest: int = 40) -> Prompts:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(1, longest, count)
+    lengths[0] = 1
+    return decoder.embedded([rng.integers(2, 500, n).tolist() for n in lengths])
+
+
+def stopping(share: float) -> torch.Tensor:
+    stops = torch.rand(500, generator=torch.Generator().manual_seed(2)) < share
+    stops[1] = True
+    return stops
+
+
+def cut(tokens: np.ndarray, stops: torch.Tensor) -> list[list[int]]:
+    """Rows up to their stop."""
+    found = []
+    for row in tokens.reshape(-1, tokens.shape[-1]).tolist():
+        end = next((i + 1 for i, token in enumerate(row) if stops[token]), len(row))
+        found.append(row[:end])
+    return found
+
+
+def prefixes(prompts: Prompts) -> list[torch.Tensor]:
+    return [embeddings[:length] for embeddings, length in zip(prompts.embeddings, prompts.lengths.tolist())]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(candidates=1, temperature=0, max_new_tokens=STEPS),
+        Decoding(candidates=3, temperature=1.0, max_new_tokens=STEPS),
+        Decoding(candidates=4, beams=4, max_new_tokens=STEPS),
+    ],
+    ids=["greedy", "sample", "beam"],
+)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_a_batch_with_a_shared_cache_equals_the_naive_loop(pair, decoding, share):
+    decoder, model = pair
+    prompts, stops = prompts_of(decoder, 9), stopping(share)
+    keys = [f"image {i}" for i in range(9)]
+    found = cut(search(decoder, prompts, keys, stops, decoding), stops)
+    expected = []
+    for key, prefix in zip(keys, prefixes(prompts)):
+        if decoding.beams:
+            expected += beam_search_naively(model, prefix, decoding.beams, STEPS, stops)
+        else:
+            expected += sample_naively(model, prefix, key, decoding, stops)
+    assert found == expected
+
+
+def test_logits_equal_the_models_own(pair):
+    decoder, model = pair
+    prompts = prompts_of(decoder, 5)
+    rows = torch.arange(10)
+    found = [decoder.begin(prompts, 2, 3).repeat_interleave(2, 0)]
+    given = torch.randint(2, 500, (2, 10), generator=torch.Generator().manual_seed(3))
+    found += [decoder.step(tokens, rows) for tokens in given]
+    for slot in range(10):
+        for step, logits in enumerate(found):
+            expected = logits_after(model, prefixes(prompts)[slot // 2], [given[:step, slot].tolist()])[0]
+            assert (logits[slot] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_row_is_the_same_to_the_last_bit_whatever_else_is_in_the_batch(pair):
+    decoder, _ = pair
+    prompts, given = (
+        prompts_of(decoder, 9),
+        torch.randint(2, 500, (2, 9, 3), generator=torch.Generator().manual_seed(3)),
+    )
+
+    def logits_of(order: list[int]) -> list[torch.Tensor]:
+        found = [decoder.begin(prompts[order], 3, 4)]
+        rows = torch.arange(len(order) * 3)
+        return found + [decoder.step(tokens[order].flatten(), rows).unflatten(0, (-1, 3)) for tokens in given]
+
+    whole = logits_of(list(range(9)))
+    for order in ([8, 2, 5, 0], [3, 1, 4, 1, 5], list(range(9))[::-1]):
+        for all_rows, some_rows in zip(whole, logits_of(order)):
+            assert torch.equal(all_rows[order], some_rows)
+
+
+def test_rows_that_leave_change_nothing_for_those_that_stay(pair):
+    decoder, _ = pair
+    prompts, given = prompts_of(decoder, 9), torch.randint(2, 500, (3, 27), generator=torch.Generator().manual_seed(3))
+    rows = torch.arange(27)
+    decoder.begin(prompts, 3, 4)
+    whole = [decoder.step(tokens, rows) for tokens in given]
+    decoder.begin(prompts, 3, 4)
+    ended = torch.zeros(27, dtype=torch.bool)
+    for tokens, expected, leaving in zip(given, whole, (slice(0, 27, 2), slice(4, 20), slice(0, 24))):
+        ended[leaving] = True
+        rows = decoder.going_on(ended)
+        assert len(rows) == -(-(27 - int(ended.sum())) // 4) * 4
+        found = decoder.step(tokens[rows], rows)
+        assert torch.equal(found[~ended[rows]], expected[rows][~ended[rows]])
+    assert decoder.cache.prompts < 9
+    assert not len(decoder.going_on(torch.ones_like(ended)))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("beams", [0, 3])
+def test_the_fixed_shapes_of_a_gpu_give_the_same_tokens(kind, beams):
+    free, fixed = (Decoder(made(kind, IMPLEMENTATION), static=static) for static in (False, True))
+    decoding = Decoding(candidates=3, temperature=1.0, max_new_tokens=STEPS, beams=beams)
+    stops = stopping(0.1)
+    for seed in (1, 2):  # the second batch finds the buffers of the first
+        keys = [f"image {seed} {i}" for i in range(9)]
+        prompts = prompts_of(free, 9)[list(range(9))[::seed]]
+        expected, found = (cut(search(d, prompts, keys[: len(prompts)], stops, decoding), stops) for d in (free, fixed))
+        assert found == expected
+
+
+@pytest.mark.parametrize("k", [1, 5, 50, 499])
+def test_the_largest_logits_in_two_steps_are_those_of_one(k):
+    for size in (500, 64, 6400, 6401):
+        logits = torch.randn(7, size, generator=torch.Generator().manual_seed(k))
+        top, tokens = top_logits(logits, k)
+        assert torch.equal(top, logits.topk(min(k, size)).values)
+        assert torch.equal(tokens, logits.topk(min(k, size)).indices)
+
+
+def test_a_model_that_cannot_be_driven_is_told():
+    model = made("gpt2", IMPLEMENTATION)
+    check_driven(model)
+    model.get_input_embeddings = lambda: torch.nn.Embedding(500, 64)  # its logits are of something else now
+    with pytest.raises(ValueError, match="GPT2LMHeadModel cannot be driven here"):
+        check_driven(model)

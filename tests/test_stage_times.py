@@ -1,0 +1,52 @@
+import json
+import time
+
+import pytest
+
+from recap_ray.stage_times import StageClock, summarise_times, times_table
+
+
+def clock_of(**seconds: float) -> StageClock:
+    return StageClock(json.dumps({"seconds": seconds}))
+
+
+def test_a_clock_goes_from_worker_to_worker_and_counts_the_wait_between():
+    loader = StageClock()
+    for _ in range(2):
+        with loader.stage("decode"):
+            time.sleep(0.02)
+    carried = loader.carried()
+    time.sleep(0.05)
+    actor = StageClock(carried)
+    actor.arrived("decoded")
+    assert actor.seconds["decode"] == pytest.approx(loader.seconds["decode"]) and loader.seconds["decode"] >= 0.04
+    assert 0.05 <= actor.seconds["decoded"] < 5
+    with pytest.raises(ValueError, match="broken"), actor.stage("embed"):
+        raise ValueError("broken")
+    assert "embed" in actor.seconds
+
+
+def test_a_clock_behind_the_one_before_counts_no_negative_wait(monkeypatch):
+    carried = StageClock().carried()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    clock = StageClock(carried)
+    clock.arrived("decoded")
+    assert clock.seconds["decoded"] == 0
+
+
+@pytest.mark.parametrize("starved, expected", [(1.0, "generate"), (30.0, "decode")])
+def test_the_bottleneck_is_on_the_side_that_does_not_wait(starved, expected):
+    total = StageClock()
+    total.add(clock_of(read=1.0, decode=15.0, embed=5.0, generate=30.0))
+    total.add(clock_of(generate=10.0, score=5.0, write=0.5, actors=starved))
+    times = summarise_times(total, images=100, actors=2)
+    assert times["bottleneck"] == expected
+    assert times["images_per_second_of_one_worker"]["generate"] == 2.5
+    assert times["model_actors_busy"] == pytest.approx(50 / (50 + starved), abs=1e-3)
+    lines = times_table(times).splitlines()
+    assert [line.split()[0] for line in lines if line.endswith("<- bottleneck")] == [expected]
+    assert f"actors for the next part {starved:.1f} s" in lines[-1]
+
+
+def test_a_session_of_nothing_but_errors_has_a_table_too():
+    assert "decode" in times_table(summarise_times(clock_of(read=0.1), images=3, actors=1))
