@@ -1,9 +1,9 @@
 """The whole `caption` job beside its bare stages in a loop, and beside an image-to-text model of the same size.
 
     python benchmarks/caption.py --photos DIR [--tokenizer DIR] [--captions FILE] [--minutes 2] [--candidates 4]
-                                 [--work FOLDER]
+                                 [--precision float32] [--work FOLDER]
 
-ViT-B/32 and GPT-2 124M with random weights on CPU cores, float32; every caption is 20 tokens long.
+ViT-B/32 and GPT-2 124M with random weights on CPU cores; every caption is 20 tokens long.
 
 - job: `recap-ray caption` over the photos, again and again under other names, as many as take about --minutes;
 - bare stages: the same loader, captioner and Parquet writer in a loop, in as many bare processes as the job has actors.
@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.full_size import FullSize, write_full_size
 
-PART_ROWS = 32
+PART_ROWS = 64
 STEPS = 20
 NEIGHBOURS = 4
 
@@ -54,21 +54,25 @@ def main() -> None:
     parser.add_argument("--captions")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--work", type=Path)
     given = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
         work = given.work or Path(temporary)
         made = write_full_size(work / "models", given.tokenizer, given.captions)
+        work = Path(tempfile.mkdtemp(dir=work))  # outputs of an earlier run would be taken for finished
         photos = sorted(path for path in given.photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
         theirs = {size: image_to_text(photos, made, size, cores) for size in (1, 32)}
         for size, rate in theirs.items():
             print(f"image-to-text, {size:2} files at a time:         {rate:6.2f} images/s", flush=True)
         for candidates in dict.fromkeys((given.candidates, 1)):
-            flags = flags_of(made, candidates)
+            flags = flags_of(made, candidates) | {"precision": given.precision}
             bare = bare_stages(flags, photos, work / f"bare-{candidates}", given.minutes, cores)
             job = whole_job(flags, photos, work / f"job-{candidates}", given.minutes, cores, bare)
-            print(f"{candidates} candidates: bare stages {bare:6.2f} images/s, whole job {job:6.2f}: {job / bare:.1%}")
+            print(
+                f"{candidates} candidates, {given.precision}: bare stages {bare:6.2f} images/s, whole job {job:6.2f}: {job / bare:.1%}"
+            )
             told = " and ".join(f"{job / rate:.1f} times (fed {size})" for size, rate in theirs.items())
             print(f"  beside image-to-text: {told}", flush=True)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from recap_ray.errors import UserError
 
+PRECISION_HELP = "float32, bfloat16, float16; auto: float32 on CPU, float16 (CLIP) and bfloat16 (text) on GPU"
 DEFAULT_PROMPT = "Similar images show: {neighbours} This image shows:"
 
 
@@ -41,6 +42,7 @@ class ImageSettings(RaySettings):
 
     part_rows: Annotated[int, "images a part: the unit of work and of resume"] = 1024
     device: Annotated[str, "auto, cpu, cuda"] = "auto"
+    precision: Annotated[str, PRECISION_HELP] = "auto"
     max_image_bytes: Annotated[int, "larger files are errors"] = 64 * 2**20
     max_image_pixels: Annotated[int, "larger pictures are errors"] = 100_000_000
 
@@ -92,6 +94,7 @@ class BuildIndexSettings(RaySettings):
     origin: Annotated[str, "where these captions are from; kept beside each of them"] = "given"
     shard_rows: Annotated[int, "captions a shard"] = 100_000
     device: Annotated[str, "auto, cpu, cuda"] = "auto"
+    precision: Annotated[str, PRECISION_HELP] = "auto"
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
@@ -105,7 +108,9 @@ class DecodingSettings(ImageSettings):
     """How captions are written: what every job that captions images is told."""
 
     clip: Annotated[str, "open_clip model:weights, hf-hub:..., local-dir:PATH, or tiny"] = "ViT-B-32:openai"
-    language_model: Annotated[str, "gpt2, any causal model on the Hugging Face hub, a folder, or tiny"] = "gpt2"
+    language_model: Annotated[
+        str, "gpt2, another causal or T5-like model of the Hugging Face hub, a folder, or tiny"
+    ] = "gpt2"
     neighbours: Annotated[int, "captions retrieved for each image"] = 4
     prompt: Annotated[str, "what the language model continues; {neighbours} stands for the captions"] = DEFAULT_PROMPT
     candidates: Annotated[int, "captions written for each image, of which the best by aligned cosine is kept"] = 8
@@ -115,9 +120,6 @@ class DecodingSettings(ImageSettings):
     max_new_tokens: Annotated[int, "length limit of a caption, tokens"] = 40
     seed: Annotated[int, "of sampling; each image's draws depend on its key and this alone"] = 0
     beams: Annotated[int, "instead of sampling: beam search with so many beams; the best --candidates are kept"] = 0
-    precision: Annotated[
-        str, "float32, bfloat16, float16; auto: float32 on CPU, on GPU float16 for CLIP and bfloat16 for text"
-    ] = "auto"
     gpu_actors: Annotated[int | None, "actors with the models; default two a GPU, or without GPU one a CPU"] = None
     max_error_rate: Annotated[float, "exit with 1 if a larger share of the images ends as errors"] = 0.1
 

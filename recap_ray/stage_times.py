@@ -65,6 +65,8 @@ def summarise_times(total: StageClock, images: int, actors: int) -> dict[str, An
     at_work = sum(seconds[name] for name in CAPTIONING)
     starved = seconds["actors"] > STARVED * (at_work + seconds["actors"])
     bottleneck = max(LOADING if starved else CAPTIONING, key=lambda name: seconds[name])
+    if starved and seconds["captioned"] > seconds["actors"]:  # a slow store holds up everything before it
+        bottleneck = "write"
     return {
         "busy_seconds": busy,
         "waiting_seconds": {name: round(seconds[name], 3) for name in WAITS},

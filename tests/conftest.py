@@ -80,8 +80,9 @@ def built(tmp_path_factory, ray_running) -> Built:
 def clip():
     """The embedded CLIP in this process."""
     from recap_ray.models.clip import ClipCard, ClipEncoder
+    from recap_ray.models.device import Compute
 
-    return ClipEncoder(ClipCard.of("tiny"), torch.device("cpu"))
+    return ClipEncoder(ClipCard.of("tiny"), Compute("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -34,11 +34,13 @@ def test_a_clock_behind_the_one_before_counts_no_negative_wait(monkeypatch):
     assert clock.seconds["decoded"] == 0
 
 
-@pytest.mark.parametrize("starved, expected", [(1.0, "generate"), (30.0, "decode")])
-def test_the_bottleneck_is_on_the_side_that_does_not_wait(starved, expected):
+@pytest.mark.parametrize(
+    "starved, unwritten, expected", [(1.0, 0.5, "generate"), (30.0, 0.5, "decode"), (30.0, 90.0, "write")]
+)
+def test_the_bottleneck_is_on_the_side_that_does_not_wait(starved, unwritten, expected):
     total = StageClock()
     total.add(clock_of(read=1.0, decode=15.0, embed=5.0, generate=30.0))
-    total.add(clock_of(generate=10.0, score=5.0, write=0.5, actors=starved))
+    total.add(clock_of(generate=10.0, score=5.0, write=0.5, actors=starved, captioned=unwritten))
     times = summarise_times(total, images=100, actors=2)
     assert times["bottleneck"] == expected
     assert times["images_per_second_of_one_worker"]["generate"] == 2.5

@@ -6,6 +6,7 @@ Which of them an index uses is chosen once, when it is opened (`choose_nearest`)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any
 
 import faiss
@@ -15,7 +16,10 @@ import torch
 # More candidates than asked for, which are scored anew: see NearestByFaiss.
 SPARE = 8
 CHUNK_ROWS = 65_536  # rows of a shard in one product on the GPU: 1,024 queries then need 256 MiB for their scores
-SHARE_OF_FREE_MEMORY = 0.4  # of a GPU that an index may take; the models are there already, their batches come
+# Of a GPU's free memory that an index may take. As much again goes to the language model's keys and values, both twice
+# because of the second actor; the rest is for the batches of CLIP and the logits.
+SHARE_OF_FREE_MEMORY = 0.15
+FAISS_GPU_BYTES = 256 * 2**20  # that FAISS may work in; by itself it takes 1.5 GiB for each of its resources
 
 
 class Nearest(ABC):
@@ -30,7 +34,7 @@ class Nearest(ABC):
     @abstractmethod
     def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k (at most the shard's rows) largest inner products (n, k) of queries (n, d) float32, falling, among
-        equals the lower id first, and their ids."""
+        equals the lower id first (as far as SPARE of them reach), and their ids."""
 
 
 class NearestByFaiss(Nearest):
@@ -47,9 +51,7 @@ class NearestByFaiss(Nearest):
         """See Nearest."""
         _, ids = self.vectors.search(queries, min(k + SPARE, self.vectors.ntotal))
         found = self.vectors.reconstruct_batch(ids.ravel()).reshape(*ids.shape, -1)
-        scores = np.einsum("nkd,nd->nk", found, queries)
-        order = np.lexsort((ids, -scores), axis=1)[:, :k]
-        return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+        return _first(np.einsum("nkd,nd->nk", found, queries), ids, k)
 
 
 class NearestByFaissGpu(Nearest):
@@ -59,13 +61,12 @@ class NearestByFaissGpu(Nearest):
 
     def __init__(self, vectors: Any, device: torch.device):
         self.ids = faiss.vector_to_array(vectors.id_map)
-        self.resources = faiss.StandardGpuResources()
-        self.vectors = faiss.index_cpu_to_gpu(self.resources, device.index or 0, vectors.index)
+        self.vectors = faiss.index_cpu_to_gpu(_gpu_resources(), device.index or 0, vectors.index)
 
     def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See Nearest."""
-        scores, rows = self.vectors.search(queries, min(k, len(self.ids)))
-        return scores, self.ids[rows]
+        scores, rows = self.vectors.search(queries, min(k + SPARE, len(self.ids)))
+        return _first(scores, self.ids[rows], k)
 
 
 class NearestByProduct(Nearest):
@@ -84,11 +85,25 @@ class NearestByProduct(Nearest):
         scores, rows = asked.new_zeros((len(asked), 0)), torch.zeros((len(asked), 0), dtype=torch.long).to(asked.device)
         for start in range(0, len(self.vectors), CHUNK_ROWS):
             products = asked @ self.vectors[start : start + CHUNK_ROWS].T
-            best, where = products.topk(min(k, products.shape[1]), -1)
+            best, where = products.topk(min(k + SPARE, products.shape[1]), -1)
             scores, rows = torch.cat([scores, best], 1), torch.cat([rows, where + start], 1)
-            scores, chosen = scores.topk(min(k, scores.shape[1]), -1)
+            scores, chosen = scores.topk(min(k + SPARE, scores.shape[1]), -1)
             rows = rows.gather(1, chosen)
-        return scores.cpu().numpy(), self.ids[rows.cpu().numpy()]
+        return _first(scores.cpu().numpy(), self.ids[rows.cpu().numpy()], k)
+
+
+def _first(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest of scores (n, more), falling, among equals the lower id first."""
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+
+@cache
+def _gpu_resources() -> Any:
+    """FAISS's memory on the GPU, one for all shards."""
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(FAISS_GPU_BYTES)
+    return resources
 
 
 def choose_nearest(rows: int, dim: int, device: torch.device) -> type[Nearest]:

@@ -16,7 +16,7 @@ from recap_ray.captioners.base import Captioner
 from recap_ray.errors import UserError
 from recap_ray.metrics.clip_score import CLIP_S_PREFIX, clip_score
 from recap_ray.models.clip import ClipCard, ClipEncoder
-from recap_ray.models.device import check_device, check_precision, choose_device
+from recap_ray.models.device import Compute
 from recap_ray.models.language_model import LanguageModel, check_language_model, language_model_identity
 from recap_ray.models.search import Decoding
 from recap_ray.preparing import ImagePreparer
@@ -31,9 +31,8 @@ class ReCap(Captioner):
         self.settings = settings
         self.clip_card = ClipCard.of(settings.clip)
         self.language_model_identity = language_model_identity(settings.language_model)
-        check_language_model(settings.language_model, settings.max_new_tokens)
-        check_device(settings.device)
-        check_precision(settings.precision)
+        self.compute = Compute(settings.device, settings.precision)
+        self.compute.check()
         self.index_card = IndexCard.of(settings.index, self.clip_card.identity, self.clip_card.embed_dim)
         self.alignment, self.alignment_digest = open_alignment(
             settings.alignment, self.clip_card.identity, self.clip_card.embed_dim
@@ -47,6 +46,7 @@ class ReCap(Captioner):
             settings.seed,
             settings.beams,
         )
+        check_language_model(settings.language_model, self.decoding)
         if settings.neighbours > self.index_card.rows:
             raise UserError(
                 f"--neighbours {settings.neighbours}: --index {settings.index} holds {self.index_card.rows} captions"
@@ -74,11 +74,10 @@ class ReCap(Captioner):
 
     def load(self) -> None:
         """Loads CLIP, the language model and the index."""
-        device = choose_device(self.settings.device)
-        self.clip = ClipEncoder(self.clip_card, device, self.settings.precision)
-        self.language_model = LanguageModel(self.settings.language_model, device, self.settings.precision)
-        self.index = CaptionIndex.open(self.index_card, device)
-        print(f"captions are written on {device}, neighbours found by {self.index.searched_by}", flush=True)
+        self.clip = ClipEncoder(self.clip_card, self.compute)
+        self.language_model = LanguageModel(self.settings.language_model, self.compute)
+        self.index = CaptionIndex.open(self.index_card, self.clip.device)
+        print(f"captions are written on {self.clip.device}, neighbours found by {self.index.searched_by}", flush=True)
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
         """The output columns for a batch of pictures."""

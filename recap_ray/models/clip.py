@@ -21,7 +21,7 @@ from torch.nn import functional
 from recap_ray.errors import UserError
 from recap_ray.models.clip_text import TextEncoder
 from recap_ray.models.clip_tower import fill_rows, to_device
-from recap_ray.models.device import load_errors, torch_dtype
+from recap_ray.models.device import Compute, load_errors
 from recap_ray.models.names import CLIP_ALIASES, folder_identity
 from recap_ray.runs import read_json
 
@@ -121,8 +121,8 @@ class ClipEncoder:
     On a CPU in float32 an embedding is the same to the last bit, in whatever batch and order it is computed.
     """
 
-    def __init__(self, card: ClipCard, device: torch.device, precision: str = "auto"):
-        dtype = torch_dtype(precision, device, GPU_DTYPE)
+    def __init__(self, card: ClipCard, compute: Compute = Compute()):
+        device, dtype = compute.choose_device(), compute.choose_dtype(on_gpu=GPU_DTYPE)
         with load_errors("--clip", card.model_name):
             model = open_clip.create_model(
                 card.model_name,

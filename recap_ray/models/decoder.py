@@ -7,6 +7,7 @@ encodes the prompts, and its slots begin with the start token. From there on bot
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,11 @@ from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from recap_ray.models.slot_cache import IMPLEMENTATION, Pair, SlotCache, attend_both_ways, attend_causally
-from recap_ray.models.step_graph import StepGraph
+from recap_ray.errors import first_line
+from recap_ray.models.slot_cache import IMPLEMENTATION, Memory, SlotCache, attend_both_ways
+from recap_ray.models.step_graph import StepGraphs
+
+log = logging.getLogger(__name__)
 
 # Prompts are padded to a multiple of it: attention computes in blocks, and blocks of one size give a prompt the same
 # last bit whatever its neighbours are. On a GPU it also keeps the number of captured graphs small.
@@ -48,18 +52,19 @@ class Decoder:
     Slots are numbered 0 to n * slots - 1 from the first to the last token, prompt by prompt.
     """
 
-    def __init__(self, model: Any, static: bool | None = None):
+    def __init__(self, model: Any, static: bool = False):
         fuse_activations(model)
         self.model, self.device = model, model.device
         self.embed = model.get_input_embeddings()
         self.encodes = bool(model.config.is_encoder_decoder)
-        # Starting the kernels of a step one by one takes Python longer than they run; a graph starts them together.
-        self.static = (self.device.type == "cuda" and not self.encodes) if static is None else static
+        # Starting the kernels of a step one by one takes Python longer than a GPU runs them; a graph starts them
+        # together, and wants fixed shapes.
+        self.static = static
         # How many steps go by before the host waits to learn which slots have ended. On a CPU there is no waiting.
         self.look_every = 4 if self.static or self.device.type != "cpu" else 1
-        self.own: list[Pair] = []
+        self.memory = Memory(0, 0, 0)
         self.caches: dict[tuple[int, ...], SlotCache] = {}
-        self.graphs: dict[tuple[int, ...], StepGraph] = {}
+        self.graphs: StepGraphs | None = None
 
     @torch.inference_mode()
     def embedded(self, prompts: list[list[int]]) -> Prompts:
@@ -86,6 +91,8 @@ class Decoder:
             first = prompts.embeddings[self.held, prompts.lengths - 1]
         logits = self._append(first, self.place[::slots], torch.zeros_like(self.place[:1]) if self.static else 0, 1)
         self.cache.spread()
+        if self.graphs is None:
+            self.graphs = StepGraphs(logits.new_empty((self.memory.slots, logits.shape[1])))
         return logits
 
     @torch.inference_mode()
@@ -97,10 +104,9 @@ class Decoder:
             return self._append(self.embed(tokens), places, self.position, self.position + 1)
         window = min(-(-(self.position + 1) // LENGTH_STEP) * LENGTH_STEP, self.cache.steps)
         key = (self.cache.prompts, self.slots, self.cache.mask.shape[-1], self.cache.steps, len(rows), window)
-        self.cache.window = window  # a graph that is started does not pass by here
-        if key not in self.graphs:
-            self.graphs[key] = StepGraph(lambda t, p, at: self._append(self.embed(t), p, at, window))
-        return self.graphs[key](tokens, places, self.position)
+        assert self.graphs
+        appended = lambda t, p, at: self._append(self.embed(t), p, at, window)  # noqa: E731  (of this cache)
+        return self.graphs.run(key, appended, tokens, places, self.position)
 
     @torch.inference_mode()
     def going_on(self, ended: torch.Tensor) -> torch.Tensor:
@@ -123,7 +129,7 @@ class Decoder:
     @torch.inference_mode()
     def reorder(self, sources: torch.Tensor) -> None:
         """Slot i goes on with what slot `sources[i]` of the same prompt has written (S,)."""
-        self.cache.reorder(self.place[sources.view(-1, self.slots)[self.held].flatten()])
+        self.cache.reorder(self.place[sources.view(-1, self.slots)[self.held].flatten()], self.position + 1)
 
     def _drop_prompts(self, alive: torch.Tensor) -> None:
         """Lets prompts (n,) leave the cache once at most half of those in it are `alive`: to move the others then
@@ -138,29 +144,39 @@ class Decoder:
         if self.encodes:
             self.crossed.cross_attention_cache.batch_select_indices(where)
         self.held = keep
-        self.place.view(-1, self.slots)[keep] = torch.arange(len(keep) * self.slots).view(-1, self.slots)
+        self.place.view(-1, self.slots)[keep] = torch.arange(len(keep) * self.slots, device=self.device).view(
+            -1, self.slots
+        )
 
     def _cache(self, count: int, room: int, steps: int) -> SlotCache:
-        if self.own and (self.own[0][0].shape[0] < count * self.slots or self.own[0][0].shape[2] < steps):
-            for made_for_less in (self.own, self.caches, self.graphs):
-                made_for_less.clear()
+        """The cache of a batch. When it wants more memory than there is, all of it is taken anew, and the graphs that
+        know the old addresses go with it."""
+        wanted = (count * self.slots, steps, count * room if self.static else 0)
+        if not self.memory.holds(*wanted):
+            self.memory = self.memory.larger(*wanted)
+            self.caches.clear()
+            self.graphs = None
         if not self.static:
-            return SlotCache(steps, self.own)
+            return SlotCache(steps, self.memory)
         key = (count, self.slots, room, steps)
         if key not in self.caches:
-            self.caches[key] = SlotCache(steps, self.own, static=True)
+            self.caches[key] = SlotCache(steps, self.memory, static=True)
         return self.caches[key]
 
     def _read(self, embeddings: torch.Tensor) -> None:
-        """Prefill: keys and values of all prompts, each computed once. Padding may lie beyond the last position."""
+        """Prefill: keys and values of all prompts, each computed once; their tokens lie end to end, so that products
+        are of no padding (but for a few rows that make them a multiple of ROWS)."""
+        inside = torch.isfinite(self.cache.mask).flatten()
+        count = int(inside.sum())
+        places = (~inside).int().argsort(stable=True)[: max(ROWS, count + -count % ROWS)].sort().values
         last = getattr(self.model.config, "max_position_embeddings", None) or embeddings.shape[1]
-        positions = torch.arange(embeddings.shape[1], device=self.device).clamp(max=last - 1)[None]
+        self.cache.read(places)
         self.model.base_model(
-            inputs_embeds=embeddings,
-            position_ids=positions,
+            inputs_embeds=embeddings.flatten(0, 1)[places][None],
+            position_ids=(places % embeddings.shape[1]).clamp(max=last - 1)[None],
             past_key_values=self.cache,
             use_cache=True,
-            attend=attend_causally,
+            attend=self.cache.attend_prompt,
         )
 
     def _encode(self, embeddings: torch.Tensor) -> None:
@@ -213,6 +229,23 @@ def check_driven(model: Any) -> None:
             f"{type(model).__name__} cannot be driven here (its logits are {likeness:.3f} alike): use GPT-2, "
             "OPT, Llama, T5 or another model with plain attention"
         )
+
+
+@torch.inference_mode()
+def can_be_captured(model: Any) -> bool:
+    """Whether the steps of `model` can be CUDA graphs. Some architectures look at numbers on the way, which a graph
+    cannot: they run as they are, more slowly."""
+    if model.device.type != "cuda" or model.config.is_encoder_decoder:
+        return False
+    decoder, rows = Decoder(model, static=True), torch.arange(ROWS, device=model.device)
+    try:
+        decoder.begin(decoder.embedded([[5]] * ROWS), 1, 2)
+        decoder.step(torch.full_like(rows, 6), rows)
+        torch.cuda.synchronize()
+    except Exception as error:  # whatever the architecture does
+        log.warning("%s runs without CUDA graphs, which is slower: %s", type(model).__name__, first_line(error))
+        return False
+    return True
 
 
 def _padded(embeddings: torch.Tensor) -> torch.Tensor:

@@ -4,44 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
 from recap_ray.errors import UserError, first_line
 
-
-def choose_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU; any other name is taken as torch's."""
-    check_device(device)
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA GPU on this machine; use --device auto or cpu")
-    return torch.device(device)
-
-
+DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
-def torch_dtype(precision: str, device: torch.device, on_gpu: torch.dtype) -> torch.dtype:
-    """The type of a model's weights: `auto` is float32 on a CPU, where captions do not depend on the batch then, and
-    `on_gpu` on a GPU."""
-    check_precision(precision)
-    if precision == "auto":
-        return torch.float32 if device.type == "cpu" else on_gpu
-    return getattr(torch, precision)
+@dataclass(frozen=True)
+class Compute:
+    """What models are computed on and in: --device and --precision, as they go from the settings to the actors."""
 
+    device: str = "auto"
+    precision: str = "auto"
 
-def check_precision(precision: str) -> None:
-    """Raises UserError for a name that is no precision."""
-    if precision not in PRECISIONS:
-        raise UserError(f"--precision {precision} is unknown: expected one of {', '.join(PRECISIONS)}")
+    def check(self) -> None:
+        """Raises UserError for a name that is none; whether there is such a device shows where the models run."""
+        for flag, name, known in (("device", self.device, DEVICES), ("precision", self.precision, PRECISIONS)):
+            if name not in known:
+                raise UserError(f"--{flag} {name} is unknown: expected one of {', '.join(known)}")
 
+    def choose_device(self) -> torch.device:
+        """`auto` is the GPU where there is one, else the CPU."""
+        self.check()
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA GPU on this machine; use --device auto or cpu")
+        return torch.device(self.device)
 
-def check_device(device: str) -> None:
-    """Raises UserError for a name that is no device; whether there is one shows where the models run."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device} is unknown: expected auto, cpu or cuda")
+    def choose_dtype(self, on_gpu: torch.dtype) -> torch.dtype:
+        """The type of a model's weights: `auto` is float32 on a CPU, where a caption does not depend on its batch then,
+        and `on_gpu` on a GPU."""
+        if self.precision == "auto":
+            return torch.float32 if self.choose_device().type == "cpu" else on_gpu
+        return getattr(torch, self.precision)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Text in, text out. How tokens follow each other is decoder.py, which of them are
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
 from recap_ray.errors import UserError
-from recap_ray.models.decoder import ROWS, Decoder, Prompts, check_driven
-from recap_ray.models.device import load_errors, torch_dtype
+from recap_ray.models.decoder import LENGTH_STEP, ROWS, Decoder, Prompts, can_be_captured, check_driven
+from recap_ray.models.device import Compute, load_errors
 from recap_ray.models.names import LANGUAGE_MODEL_ALIASES, folder_identity
 from recap_ray.models.search import Decoding, search
 from recap_ray.models.slot_cache import IMPLEMENTATION
 
 STOPS = (".", "\n")  # a caption is one sentence; models that were never taught an end token stop here
 
-# Slots in a batch. On a CPU core products reach their full rate from some 64 rows on, and larger batches end later; on
-# a GPU more rows read the weights less often.
+# Slots in a batch, at most. On a CPU core products reach their full rate from some 64 rows on; on a GPU more rows read
+# the weights less often, as long as their keys and values take no more than a share of the memory that is free beside
+# the weights: a second actor wants as much.
 SLOTS_IN_A_BATCH = {"cpu": 256, "cuda": 2048}
+SHARE_OF_FREE_MEMORY = 0.15  # see caption_index/nearest.py
 
 
 def language_model_identity(name: str) -> str:
@@ -34,18 +37,21 @@ def language_model_identity(name: str) -> str:
     return folder_identity(folder.resolve()) if folder.is_dir() else name
 
 
-def check_language_model(name: str, max_new_tokens: int) -> None:
-    """Raises UserError if there is no such model, or if it has no room for a prompt and so many new tokens.
+def check_language_model(name: str, decoding: Decoding) -> None:
+    """Raises UserError if there is no such model, if it has no room for a prompt and so many new tokens, or fewer
+    tokens than beams.
 
     Reads its configuration, not its weights.
     """
     with load_errors("--language-model", name):
         config = AutoConfig.from_pretrained(LANGUAGE_MODEL_ALIASES.get(name, name), trust_remote_code=False)
-    if max_new_tokens > positions(config) // 2:
+    if decoding.max_new_tokens > positions(config) // 2:
         raise UserError(
-            f"--max-new-tokens {max_new_tokens}: --language-model {name} has {positions(config)} positions, "
+            f"--max-new-tokens {decoding.max_new_tokens}: --language-model {name} has {positions(config)} positions, "
             "of which the prompt needs at least half"
         )
+    if decoding.beams > (size := config.get_text_config().vocab_size):
+        raise UserError(f"--beams {decoding.beams}: --language-model {name} has {size} tokens to begin with")
 
 
 def positions(config: Any) -> int:
@@ -56,7 +62,7 @@ def positions(config: Any) -> int:
 class LanguageModel:
     """A loaded language model with its tokenizer."""
 
-    def __init__(self, name: str, device: torch.device, precision: str = "auto"):
+    def __init__(self, name: str, compute: Compute = Compute()):
         path = LANGUAGE_MODEL_ALIASES.get(name, name)
         disable_progress_bar()  # an actor's bar would be noise in the driver's log
         with load_errors("--language-model", name):
@@ -66,11 +72,13 @@ class LanguageModel:
             model = architecture.from_pretrained(
                 path,
                 use_safetensors=True,
-                dtype=torch_dtype(precision, device, on_gpu=torch.bfloat16),
+                dtype=compute.choose_dtype(on_gpu=torch.bfloat16),
                 attn_implementation=IMPLEMENTATION,
                 trust_remote_code=False,
             )
-            check_driven(model.to(device).eval())
+            if tokenizer.eos_token_id is None:
+                raise ValueError("its tokenizer has no end token")
+            check_driven(model.to(compute.choose_device()).eval())
         self._hold(model, tokenizer)
 
     @classmethod
@@ -83,9 +91,10 @@ class LanguageModel:
 
     def _hold(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.device = model.eval(), tokenizer, model.device
-        self.decoder = Decoder(self.model)
+        self.decoder = Decoder(self.model, static=can_be_captured(self.model))
         self.end = tokenizer.eos_token_id
         self.stops = self._stopping_tokens()
+        self.room = self._tokens_in_memory()
 
     def write(self, prompts: Sequence[str] | Prompts, keys: Sequence[str], decoding: Decoding) -> list[list[str]]:
         """`decoding.candidates` captions for each prompt, a text or a prefix of embeddings; `keys` seed the draws.
@@ -106,9 +115,10 @@ class LanguageModel:
         return [row or [self.end] for row in rows]
 
     def _batches(self, prompts: Sequence[str] | Prompts, decoding: Decoding) -> Iterator[tuple[list[int], Prompts]]:
-        """Batches of prompts of about one length, with their numbers. The last one is filled up by repetition: to its
-        full size for a GPU, whose shapes are fixed, else to a multiple of ROWS."""
+        """Batches of prompts of about one length, with their numbers. The last one is filled up by repetition."""
         if isinstance(prompts, Prompts):
+            if len(prompts) and prompts.embeddings.shape[1] + decoding.max_new_tokens > positions(self.model.config):
+                raise ValueError(f"a prefix of {prompts.embeddings.shape[1]} embeddings leaves no room for a caption")
             for batch in self._cut(prompts.lengths.tolist(), decoding):
                 yield batch, prompts[batch]
         else:
@@ -117,11 +127,21 @@ class LanguageModel:
                 yield batch, self.decoder.embedded([tokens[i] for i in batch])
 
     def _cut(self, lengths: list[int], decoding: Decoding) -> Iterator[list[int]]:
-        size = max(ROWS, SLOTS_IN_A_BATCH[self.device.type] // decoding.slots // ROWS * ROWS)
-        by_length = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        tokens = max(lengths, default=0) + LENGTH_STEP + decoding.slots * decoding.max_new_tokens  # of a prompt
+        size = max(ROWS, min(SLOTS_IN_A_BATCH[self.device.type] // decoding.slots, self.room // tokens))
+        size = 1 << (size.bit_length() - 1)
+        by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # the largest first, which takes the memory
         for start in range(0, len(by_length), size):
             batch = by_length[start : start + size]
-            yield batch + [batch[-1]] * (size - len(batch) if self.decoder.static else -len(batch) % ROWS)
+            yield batch + [batch[-1]] * (_filled(len(batch), self.decoder.static) - len(batch))
+
+    def _tokens_in_memory(self) -> int:
+        """Of how many tokens a batch may hold the keys and values."""
+        if self.device.type == "cpu":
+            return sys.maxsize
+        config = self.model.config.get_text_config()
+        bytes_a_token = 2 * config.num_hidden_layers * config.hidden_size * self.model.dtype.itemsize
+        return int(SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(self.device)[0] / bytes_a_token)
 
     def _texts(self, tokens: np.ndarray) -> list[str]:
         """The first sentence of each row of new tokens."""
@@ -138,6 +158,12 @@ class LanguageModel:
         stops = [any(stop in text for stop in STOPS) for text in texts] + [True] * (size - len(texts))
         stops[self.end] = True
         return torch.tensor(stops, device=self.device)
+
+
+def _filled(count: int, static: bool) -> int:
+    """How many prompts a batch of `count` is made: a multiple of ROWS, and for graphs, which have fixed shapes, a power
+    of two, so that there are few of them."""
+    return max(ROWS, 1 << (count - 1).bit_length()) if static else count + -count % ROWS
 
 
 def _first_sentence(text: str) -> str:

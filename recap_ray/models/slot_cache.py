@@ -12,6 +12,7 @@ Any model of transformers that takes its attention from the AttentionInterface c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,14 +48,6 @@ def _attention(
 AttentionInterface.register(IMPLEMENTATION, _attention)
 
 
-def attend_causally(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """Prompts over themselves. They are padded on the right, so causality alone keeps padding out."""
-    grouped = key.shape[1] != query.shape[1]
-    return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
-
-
 def attend_both_ways(mask: torch.Tensor) -> Attend:
     """The attention of an encoder over prompts whose padding `mask` (n, 1, 1, P) holds -inf for."""
 
@@ -65,19 +58,55 @@ def attend_both_ways(mask: torch.Tensor) -> Attend:
     return attend
 
 
+@dataclass
+class Memory:
+    """Where keys and values lie, taken by one batch after the other: new memory costs page faults, and a graph knows
+    addresses. Allocated layer by layer as the layers ask for it."""
+
+    slots: int
+    steps: int
+    prompt_tokens: int
+    own: list[Pair] = field(default_factory=list)  # (slots, K, steps, d)
+    prompt: list[Pair] = field(default_factory=list)  # flat, prompt_tokens * K * d numbers each; only for graphs
+
+    def holds(self, slots: int, steps: int, prompt_tokens: int) -> bool:
+        """Whether a batch of such a size has room."""
+        return self.slots >= slots and self.steps >= steps and self.prompt_tokens >= prompt_tokens
+
+    def larger(self, slots: int, steps: int, prompt_tokens: int) -> Memory:
+        """Empty memory that holds this size too."""
+        return Memory(max(self.slots, slots), max(self.steps, steps), max(self.prompt_tokens, prompt_tokens))
+
+    def own_of(self, layer: int, like: torch.Tensor, zeros: bool) -> Pair:
+        """A layer's, for keys like `like` (R, K, 1, d). Zeros for a graph, which looks at positions that are not yet
+        written, where 0 * nan would be nan; elsewhere a page takes memory only once it is written."""
+        if layer == len(self.own):
+            make = like.new_zeros if zeros else like.new_empty
+            shape = (self.slots, like.shape[1], self.steps, like.shape[3])
+            self.own.append((make(shape), make(shape)))
+        return self.own[layer]
+
+    def prompt_of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
+        """A layer's keys and values (n, K, P, d) of the prompts, copied to where they are looked for."""
+        if layer == len(self.prompt):
+            size = self.prompt_tokens * key.shape[1] * key.shape[3]
+            self.prompt.append((key.new_empty(size), key.new_empty(size)))
+        keys, values = (held[: key.numel()].view(key.shape) for held in self.prompt[layer])
+        return keys.copy_(key), values.copy_(value)
+
+
 class SlotCache(Cache):
     """The keys and values of one batch, layer by layer.
 
     With `static`, every tensor keeps its place and shape whatever the position, as a CUDA graph needs.
     """
 
-    def __init__(self, steps: int, own: list[Pair], static: bool = False):
+    def __init__(self, steps: int, memory: Memory, static: bool = False):
         super().__init__(layers=[])
-        self.steps, self.static = steps, static
-        self.own = own  # (S or more, K, steps, d), taken over from batch to batch: new memory costs page faults
+        self.steps, self.memory, self.static = steps, memory, static
         self.prompt: list[Pair] = []  # (n, K, P, d)
-        self.prompts = self.slots = self.window = 0
-        self.lengths = self.mask = self.rows = self.later = torch.empty(0)
+        self.prompts = self.slots = self.room = self.window = 0
+        self.lengths = self.mask = self.rows = self.later = self.places = torch.empty(0)
         self.handed_out: torch.Tensor | None = None
 
     def begin(self, lengths: torch.Tensor, room: int, slots: int) -> None:
@@ -89,7 +118,22 @@ class SlotCache(Cache):
             self.mask.copy_(mask)
         else:
             self.lengths, self.mask = lengths, mask
-        self.prompts, self.slots, self.filling = len(lengths), slots, True
+        self.prompts, self.slots, self.room, self.filling = len(lengths), slots, room, True
+
+    def read(self, places: torch.Tensor) -> None:
+        """The prompts' tokens are to come end to end, without their padding: `places` (T,) tells where each is in the
+        grid of n x room positions."""
+        self.places = places
+
+    def attend_prompt(
+        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, bias: Any
+    ) -> torch.Tensor:
+        """Causal attention (1, H, T, d) of the prompts' tokens, each prompt over itself: spread out to the grid for
+        this alone. Padding comes after a prompt, so that causality keeps it out."""
+        grouped = key.shape[1] != query.shape[1]
+        grid = self._spread_out(query)
+        found = scaled_dot_product_attention(grid, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        return found.transpose(1, 2).flatten(0, 1)[self.places].transpose(0, 1)[None]
 
     def append(self, rows: torch.Tensor, position: Any, window: int) -> None:
         """From now on slots `rows` (R,) get their token number `position` (a number, or if static a tensor of one),
@@ -106,11 +150,11 @@ class SlotCache(Cache):
                 first = held[:, :, 0].unflatten(0, (self.prompts, self.slots))
                 first[:, 1:] = first[:, :1]
 
-    def reorder(self, sources: torch.Tensor) -> None:
-        """Slot i goes on with what slot `sources[i]` has written, as a beam does."""
+    def reorder(self, sources: torch.Tensor, written: int) -> None:
+        """Slot i goes on with the `written` tokens that slot `sources[i]` has, as a beam does."""
         for keys, values in self._own():
             for held in (keys, values):
-                held[:, :, : self.window] = held[sources, :, : self.window]
+                held[:, :, :written] = held[sources, :, :written]
 
     def keep(self, prompts: torch.Tensor) -> None:
         """Keeps these prompts (n',) of the batch and their slots, in this order; not if static."""
@@ -130,11 +174,9 @@ class SlotCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Holds the new keys and values of a layer, and gives those that its attention is to look at."""
         if self.filling:
-            self._fill(layer_idx, key, value)
-            return key, value
-        if layer_idx == len(self.own):
-            self.own.append(self._room(key))
-        keys, values = (held[: self.prompts * self.slots] for held in self.own[layer_idx])
+            return self._fill(layer_idx, self._spread_out(key), self._spread_out(value))
+        total = self.prompts * self.slots
+        keys, values = (held[:total] for held in self.memory.own_of(layer_idx, key, self.static))
         keys[self.rows, :, self.position] = key[:, :, 0]
         values[self.rows, :, self.position] = value[:, :, 0]
         self.handed_out = keys[:, :, : self.window]
@@ -169,22 +211,19 @@ class SlotCache(Cache):
     def _own(self) -> list[Pair]:
         """What the slots of this batch have written, as views."""
         total = self.prompts * self.slots
-        return [(keys[:total], values[:total]) for keys, values in self.own]
+        return [(keys[:total], values[:total]) for keys, values in self.memory.own]
 
-    def _fill(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        if self.static and len(self.prompt) > layer:
-            for held, new in zip(self.prompt[layer], (key, value)):
-                held.copy_(new)
-        else:
-            # Laid out for the products of every step, which would else copy them each time.
-            self.prompt[layer:] = [(key.contiguous(), value.contiguous())]
+    def _fill(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
+        """Holds them laid out for the products of every step, which would else copy them each time."""
+        held = self.memory.prompt_of(layer, key, value) if self.static else (key.contiguous(), value.contiguous())
+        self.prompt[layer:] = [held]
+        return held
 
-    def _room(self, key: torch.Tensor) -> Pair:
-        """Room for the keys and values of a layer. Zeros for a graph, which looks at positions not yet written, where
-        0 * nan would be nan; elsewhere a page costs memory only once it is written."""
-        shape = (self.prompts * self.slots, key.shape[1], self.steps, key.shape[3])
-        make = key.new_zeros if self.static else key.new_empty
-        return make(shape), make(shape)
+    def _spread_out(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens (1, heads, T, d) where they are in the grid, (n, heads, room, d); padding is 0."""
+        grid = tokens.new_zeros((self.prompts * self.room, tokens.shape[1], tokens.shape[3]))
+        grid[self.places] = tokens[0].transpose(0, 1)
+        return grid.unflatten(0, (self.prompts, self.room)).transpose(1, 2)
 
     def _to_slots(self, query: torch.Tensor) -> torch.Tensor:
         """Rows (R, H, d) where their slots are (S, H, d); the slots that have ended are 0."""

@@ -166,12 +166,13 @@ class Loop:
             output=str(output),
             clip=self.settings.clip,
             device=self.settings.device,
+            precision=self.settings.precision,
             **self.ray_settings,
         )
 
     def fit(self, pairs: Path, output: Path) -> FitAlignmentSettings:
         """How the map of a round is fitted."""
-        names = ("clip", "part_rows", "device", "max_image_bytes", "max_image_pixels")
+        names = ("clip", "part_rows", "device", "precision", "max_image_bytes", "max_image_pixels")
         shared = {name: getattr(self.settings, name) for name in names}
         return FitAlignmentSettings(pairs=str(pairs), output=str(output), **shared, **self.ray_settings)
 
@@ -184,6 +185,7 @@ class Loop:
             retrieval=True,
             metrics="BLEU,ROUGE-L,CIDEr",  # METEOR takes longer than captioning a small round
             device=self.settings.device,
+            precision=self.settings.precision,
             **self.ray_settings,
         )
 

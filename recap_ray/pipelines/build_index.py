@@ -26,7 +26,7 @@ from recap_ray.caption_index.base import IndexBase
 from recap_ray.caption_index.shard import vectors_path, write_captions
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
-from recap_ray.models.device import check_device
+from recap_ray.models.device import Compute
 from recap_ray.parts import remove_leftovers
 from recap_ray.pipelines.cluster import light_stage, model_stage, ray_session
 from recap_ray.pipelines.embedding import TextActor
@@ -39,7 +39,8 @@ from recap_ray.tables import iter_captions
 
 def build_index(settings: BuildIndexSettings) -> int:
     """Builds the index, or what is missing of it; returns the exit code."""
-    check_device(settings.device)
+    compute = Compute(settings.device, settings.precision)
+    compute.check()
     card = ClipCard.of(settings.clip)
     base = IndexBase.of(settings.extend, card.identity, card.embed_dim)
     batches = iter_captions(settings.captions)
@@ -47,6 +48,7 @@ def build_index(settings: BuildIndexSettings) -> int:
     shaping = {
         "captions": file_stamp(settings.captions),
         "clip": card.identity,
+        "precision": settings.precision,
         "shard_rows": settings.shard_rows,
         "extend": base.fingerprint,
         "origin": settings.origin,
@@ -66,7 +68,7 @@ def build_index(settings: BuildIndexSettings) -> int:
     progress = Progress("build-index", rows, "captions", rows - sum(shard_rows[n] for n in todo))
     if todo:
         with ray_session(settings):
-            for report in embed_shards(todo, run.folder, card, settings.device).iter_rows():
+            for report in embed_shards(todo, run.folder, card, compute).iter_rows():
                 progress.update(report["rows"])
     progress.finish()
     run.write(
@@ -127,12 +129,12 @@ def _digest(caption: str) -> bytes:
     return blake2b(caption.encode(), digest_size=16).digest()
 
 
-def embed_shards(shards: list[int], folder: Path, card: ClipCard, device: str) -> ray.data.Dataset:
+def embed_shards(shards: list[int], folder: Path, card: ClipCard, compute: Compute) -> ray.data.Dataset:
     """Shard numbers -> captions -> embeddings -> FAISS files, one block and one row of report a shard."""
-    actors = model_stage(device, len(shards))
+    actors = model_stage(compute.device, len(shards))
     return (
         ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))
         .map_batches(CaptionReader(folder), batch_format="numpy", **light_stage())
-        .map_batches(TextActor, fn_constructor_args=(card, device), batch_format="numpy", **actors)
+        .map_batches(TextActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
         .map_batches(VectorWriter(folder), batch_format="numpy", **light_stage())
     )

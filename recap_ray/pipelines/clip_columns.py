@@ -20,6 +20,7 @@ from recap_ray.images import ImageLimits
 from recap_ray.metrics.clip_score import CLIP_S_PREFIX, CLIP_S_SCALE, aligned_clip_score, clip_score, with_references
 from recap_ray.metrics.retrieval import ranks
 from recap_ray.models.clip import ClipCard
+from recap_ray.models.device import Compute
 from recap_ray.pipelines.embedding import embed_images, embed_texts
 from recap_ray.pipelines.evaluation_rows import EvaluationRows
 from recap_ray.settings import EvaluateSettings
@@ -141,7 +142,9 @@ def _embed_images(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSettin
     files = {image: source for image, source in zip(rows.images, rows.sources) if source}
     columns = {"image": list(files), "source": list(files.values())}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    embedded = embed_images(table, scorer.card, settings.device, scorer.limits, settings.part_rows)
+    embedded = embed_images(
+        table, scorer.card, Compute(settings.device, settings.precision), scorer.limits, settings.part_rows
+    )
     return _Vectors(*embedded).of(rows.images)
 
 
@@ -149,4 +152,4 @@ def _embed_texts(rows: EvaluationRows, prefixes: Iterable[str], scorer: Scorer, 
     """Captions and references, after each prefix."""
     texts = [text for text in rows.captions if text] + [text for own in rows.references for text in own]
     asked = [prefix + text for prefix in dict.fromkeys(prefixes) for text in texts]
-    return _Vectors(*embed_texts(asked, scorer.card, settings.device))
+    return _Vectors(*embed_texts(asked, scorer.card, Compute(settings.device, settings.precision)))

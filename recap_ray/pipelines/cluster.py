@@ -103,7 +103,7 @@ def model_actors(asked: int | None, device: str, parts: int) -> ModelActors:
     room = max(1, int((_cpus() - 1) / CPU_SHARE))
     if asked and asked > room:  # without a CPU left for the stages around it nothing would ever move
         raise UserError(f"--gpu-actors {asked}: {_cpus():g} CPUs have room for at most {room} beside the other stages")
-    count = asked or min(ACTORS_A_GPU * gpus or int(_cpus()), room, parts)
+    count = min(asked or ACTORS_A_GPU * gpus or int(_cpus()), room, parts)
     return ModelActors(count, 1 / -(-count // gpus) if gpus else 0)
 
 

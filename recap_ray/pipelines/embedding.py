@@ -13,7 +13,7 @@ import ray
 from recap_ray.alignment import EmbeddedPairs
 from recap_ray.images import ImageLimits
 from recap_ray.models.clip import ClipCard, ClipEncoder
-from recap_ray.models.device import choose_device
+from recap_ray.models.device import Compute
 from recap_ray.pipelines.cluster import ModelActor, cpu_stage, model_stage
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.preparing import ImagePreparer
@@ -28,7 +28,7 @@ def slices(table: pa.Table, rows: int) -> list[pa.Table]:
     return [table.slice(start, rows).combine_chunks() for start in range(0, len(table), rows)]
 
 
-def embed_pairs(parts: list[pa.Table], card: ClipCard, device: str, limits: ImageLimits) -> ray.data.Dataset:
+def embed_pairs(parts: list[pa.Table], card: ClipCard, compute: Compute, limits: ImageLimits) -> ray.data.Dataset:
     """Embeds parts of pairs (columns image, source, captions), an image once however many captions it has.
 
     One row a part: `pairs` (EmbeddedPairs of the images that could be read, as bytes, and as the model gives them),
@@ -36,16 +36,16 @@ def embed_pairs(parts: list[pa.Table], card: ClipCard, device: str, limits: Imag
     """
     parts = [part.set_column(part.column_names.index("captions"), "captions", _as_json(part)) for part in parts]
     loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
-    actors = model_stage(device, len(parts))
+    actors = model_stage(compute.device, len(parts))
     return (
         ray.data.from_arrow(parts)
         .map_batches(loader, batch_format="numpy", **cpu_stage())
-        .map_batches(PairsActor, fn_constructor_args=(card, device), batch_format="numpy", **actors)
+        .map_batches(PairsActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
     )
 
 
 def embed_images(
-    images: pa.Table, card: ClipCard, device: str, limits: ImageLimits, part_rows: int
+    images: pa.Table, card: ClipCard, compute: Compute, limits: ImageLimits, part_rows: int
 ) -> tuple[dict[str, int], np.ndarray]:
     """Embeds images (columns image, source): where each image's row is, and the rows (n, d) as the model gives them.
     Images that could not be read have none."""
@@ -54,7 +54,7 @@ def embed_images(
     progress = Progress("CLIP", len(images), "images")
     rows: dict[str, int] = {}
     found = [np.zeros((0, card.embed_dim), np.float32)]
-    for part in embed_pairs(parts, card, device, limits).iter_rows():
+    for part in embed_pairs(parts, card, compute, limits).iter_rows():
         rows |= {image: len(rows) + i for i, image in enumerate(part["images"])}
         found.append(EmbeddedPairs.from_bytes(part["pairs"]).images)
         progress.update(part["rows"], len(part["errors"].split()))
@@ -62,16 +62,16 @@ def embed_images(
     return rows, np.concatenate(found)
 
 
-def embed_texts(texts: Sequence[str], card: ClipCard, device: str) -> tuple[dict[str, int], np.ndarray]:
+def embed_texts(texts: Sequence[str], card: ClipCard, compute: Compute) -> tuple[dict[str, int], np.ndarray]:
     """Embeds texts, each distinct one once: where each text's row is, and the rows (n, d) of unit length."""
     rows = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     table = pa.table({"row": pa.array(range(len(rows)), pa.int64()), "caption": pa.array(list(rows), pa.string())})
     parts = slices(table, TEXT_PART_ROWS)
-    actors = model_stage(device, len(parts))
+    actors = model_stage(compute.device, len(parts))
     progress = Progress("CLIP", len(rows), "texts")
     found = np.zeros((len(rows), card.embed_dim), np.float32)
     embedded = ray.data.from_arrow(parts).map_batches(
-        TextActor, fn_constructor_args=(card, device), batch_format="numpy", **actors
+        TextActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors
     )
     for part in embedded.iter_batches(batch_size=None, batch_format="numpy"):
         found[part["row"]] = part["embedding"]
@@ -88,9 +88,9 @@ def _as_json(part: pa.Table) -> pa.Array:
 class ClipActor(ModelActor):
     """Holds CLIP."""
 
-    def load(self, card: ClipCard, device: str) -> None:
+    def load(self, card: ClipCard, compute: Compute) -> None:
         """Loads the model."""
-        self.clip = ClipEncoder(card, choose_device(device))
+        self.clip = ClipEncoder(card, compute)
 
 
 class TextActor(ClipActor):

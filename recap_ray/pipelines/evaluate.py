@@ -18,7 +18,7 @@ from recap_ray.metrics import bootstrap
 from recap_ray.metrics.agreement import agreement
 from recap_ray.metrics.ngram import METRICS, TOKENIZERS, NgramScores, score_captions
 from recap_ray.metrics.retrieval import by_query, retrieval_scores
-from recap_ray.models.device import check_device
+from recap_ray.models.device import Compute
 from recap_ray.parts import commit
 from recap_ray.pipelines.clip_columns import RANK, Scorer, clip_columns, made_with
 from recap_ray.pipelines.cluster import ray_session
@@ -30,7 +30,7 @@ from recap_ray.table_formats import suffix_of
 
 def evaluate(settings: EvaluateSettings) -> int:
     """Writes the scores, prints them as a table and returns 0."""
-    check_device(settings.device)
+    Compute(settings.device, settings.precision).check()
     if settings.tokenizer not in TOKENIZERS:
         raise UserError(f"--tokenizer {settings.tokenizer} is unknown: expected one of {', '.join(TOKENIZERS)}")
     chosen_metrics(settings)

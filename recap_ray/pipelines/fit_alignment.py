@@ -20,7 +20,7 @@ from recap_ray.alignment.cross_validation import FOLDS
 from recap_ray.embeddings import EmbeddingsFile
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
-from recap_ray.models.device import check_device
+from recap_ray.models.device import Compute
 from recap_ray.parts import commit
 from recap_ray.pipelines.fold_sums import Gathered
 from recap_ray.pipelines.pair_moments import gather_embeddings, gather_pairs
@@ -32,7 +32,7 @@ from recap_ray.tables import read_located_pairs
 def fit_alignment(settings: FitAlignmentSettings) -> int:
     """Fits, chooses and saves the map; returns the exit code."""
     wanted = recipes(settings.method, settings.center, settings.standardise, settings.normalise)
-    check_device(settings.device)
+    Compute(settings.device, settings.precision).check()
     card = ClipCard.of(settings.clip)
     given = open_embeddings(settings, card) if settings.embeddings else open_pairs(settings)
     run = open_run(settings.output, "fit-alignment", shaping(settings, card), asdict(settings))
@@ -61,6 +61,7 @@ def shaping(settings: FitAlignmentSettings, card: ClipCard) -> dict[str, Any]:
         **source,
         "limits": [settings.max_image_bytes, settings.max_image_pixels],
         "clip": card.identity,
+        "precision": settings.precision,
         "method": settings.method,
         "center": settings.center,
         "standardise": settings.standardise,

@@ -19,6 +19,7 @@ from recap_ray.embeddings import EmbeddingsFile
 from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
 from recap_ray.models.clip import ClipCard
+from recap_ray.models.device import Compute
 from recap_ray.pipelines.cluster import light_stage, ray_session
 from recap_ray.pipelines.embedding import embed_pairs, slices
 from recap_ray.pipelines.fold_sums import Collector, Gathered, Summing, SumUp
@@ -66,7 +67,7 @@ def gather_pairs(pairs: pa.Table, card: ClipCard, settings: FitAlignmentSettings
     collected = Collector(summing)
     progress = Progress("fit-alignment", len(pairs), "images")
     with ray_session(settings):
-        rows = embed_pairs(parts, card, settings.device, limits).map_batches(
+        rows = embed_pairs(parts, card, Compute(settings.device, settings.precision), limits).map_batches(
             SumUp(summing, settings.clip), batch_format="numpy", **light_stage()
         )
         for row in rows.iter_rows():

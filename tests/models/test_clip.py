@@ -11,14 +11,13 @@ from recap_ray.demo import TINY_CLIP
 from recap_ray.errors import UserError
 from recap_ray.images import Picture
 from recap_ray.models.clip import ClipCard, ClipEncoder
+from recap_ray.models.device import Compute
 from recap_ray.preparing import ImagePreparer
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def tiny() -> ClipEncoder:
-    return ClipEncoder(ClipCard.of("tiny"), CPU)
+    return ClipEncoder(ClipCard.of("tiny"), Compute("cpu"))
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -76,11 +75,11 @@ def test_siglip_keeps_its_own_preprocessing():
 
 def test_weights_that_cannot_be_had_are_one_line():
     with pytest.raises(UserError, match="--clip ViT-B-32 could not be loaded: ") as caught:
-        ClipEncoder(ClipCard.of("ViT-B-32:openai"), CPU)  # the suite runs offline
+        ClipEncoder(ClipCard.of("ViT-B-32:openai"), Compute("cpu"))  # the suite runs offline
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_weights_is_refused_not_run_at_random(tmp_path):
     copy = shutil.copytree(TINY_CLIP, tmp_path / "clip", ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(UserError, match="could not be loaded"):
-        ClipEncoder(ClipCard.of(f"local-dir:{copy}"), CPU)
+        ClipEncoder(ClipCard.of(f"local-dir:{copy}"), Compute("cpu"))

@@ -14,6 +14,7 @@ from recap_ray.errors import UserError
 from recap_ray.models import clip_tower
 from recap_ray.models.clip import ClipCard, ClipEncoder, open_clip_precision
 from recap_ray.models.clip_text import TextEncoder
+from recap_ray.models.device import Compute
 
 CPU = torch.device("cpu")
 VISION = {"layers": 1, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
@@ -106,7 +107,7 @@ def test_an_embedding_is_the_same_to_the_last_bit_in_any_batch(name):
 
 
 def test_the_tiny_models_embeddings_are_the_same_to_the_last_bit_in_any_batch():
-    clip = ClipEncoder(ClipCard.of("tiny"), CPU)
+    clip = ClipEncoder(ClipCard.of("tiny"), Compute("cpu"))
     assert clip.texts.tower is not None
     texts = [f"a {a} circle above a {b} square" for a in COLOURS[:8] for b in COLOURS[:4]] + ["a star", ""]
     pixels = np.random.default_rng(0).integers(0, 256, (len(texts), 64, 64, 3), np.uint8)
@@ -153,7 +154,7 @@ def test_batches_are_of_equal_tokens_not_of_equal_texts():
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_on_a_cpu_is_near_float32(precision):
-    full, half = (ClipEncoder(ClipCard.of("tiny"), CPU, p) for p in ("auto", precision))
+    full, half = (ClipEncoder(ClipCard.of("tiny"), Compute("cpu", p)) for p in ("auto", precision))
     pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
     texts = ["a red circle above a blue square", "a star"]
     assert half.texts.tower is not None

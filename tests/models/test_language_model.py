@@ -11,6 +11,7 @@ from transformers import (
 
 from recap_ray.demo import TINY_LANGUAGE_MODEL
 from recap_ray.errors import UserError
+from recap_ray.models.device import Compute
 from recap_ray.models.language_model import (
     SLOTS_IN_A_BATCH,
     LanguageModel,
@@ -20,8 +21,6 @@ from recap_ray.models.language_model import (
 )
 from recap_ray.models.search import Decoding, draw_tokens, uniform_draws
 from tests.models.naive import beam_search_naively, sample_naively
-
-CPU = torch.device("cpu")
 
 PROMPTS = [
     "Similar images show: a red circle above a blue square. This image shows:",
@@ -33,7 +32,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def tiny() -> LanguageModel:
-    return LanguageModel("tiny", CPU)
+    return LanguageModel("tiny", Compute("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +104,11 @@ def test_models_of_both_kinds_are_loaded_from_folders(tiny, kind, tmp_path):
         model = GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=1, n_head=4))
     model.save_pretrained(tmp_path)
     tiny.tokenizer.save_pretrained(tmp_path)
-    check_language_model(str(tmp_path), 40)
-    loaded = LanguageModel(str(tmp_path), CPU)
+    decoding = Decoding(candidates=2, temperature=1.0, max_new_tokens=10)
+    check_language_model(str(tmp_path), decoding)
+    loaded = LanguageModel(str(tmp_path), Compute("cpu"))
     plain = type(model).from_pretrained(tmp_path, attn_implementation="eager").eval()
     ids = tiny.tokenizer(PROMPTS[0])["input_ids"]
-    decoding = Decoding(candidates=2, temperature=1.0, max_new_tokens=10)
     rows = sample_naively(plain, plain.get_input_embeddings()(torch.tensor(ids)), "a", decoding, loaded.stops)
     expected = [_first_sentence(tiny.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
     assert loaded.write(PROMPTS[:1], ["a"], decoding) == [expected]
@@ -117,7 +116,7 @@ def test_models_of_both_kinds_are_loaded_from_folders(tiny, kind, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_coarser_precision_gives_nearly_the_same_logits(tiny, precision):
-    coarse = LanguageModel("tiny", CPU, precision)
+    coarse = LanguageModel("tiny", Compute("cpu", precision))
     assert coarse.model.dtype == getattr(torch, precision)
     ids = [tiny.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     new, rows = torch.tensor([40, 50, 60]), torch.arange(3)
@@ -130,7 +129,7 @@ def test_a_coarser_precision_gives_nearly_the_same_logits(tiny, precision):
 
 def test_an_unknown_precision_is_one_line():
     with pytest.raises(UserError, match="--precision half is unknown: expected one of auto, float32"):
-        LanguageModel("tiny", CPU, "half")
+        LanguageModel("tiny", Compute("cpu", "half"))
 
 
 def test_other_keys_and_seeds_draw_other_numbers():
@@ -174,7 +173,7 @@ def test_no_prompts_give_no_captions(tiny):
 
 def test_a_name_that_cannot_be_loaded_is_one_line():
     with pytest.raises(UserError, match="--language-model gpt2 could not be loaded: "):
-        LanguageModel("gpt2", torch.device("cpu"))  # the suite runs offline
+        LanguageModel("gpt2", Compute("cpu"))  # the suite runs offline
 
 
 def test_the_identity_of_a_folder_is_its_content_and_of_a_name_the_name():

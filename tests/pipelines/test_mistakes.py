@@ -103,7 +103,10 @@ def test_an_unknown_clip_and_language_model(attempt, tmp_path):
     [
         ({"neighbours": 0}, "--neighbours 0: expected at least 1"),
         ({"gpu-actors": -3}, "--gpu-actors -3: expected at least 1"),
-        ({"device": "banana"}, "--device banana is unknown: expected auto, cpu or cuda"),
+        ({"device": "banana"}, "--device banana is unknown: expected one of auto, cpu, cuda"),
+        ({"precision": "half"}, "--precision half is unknown: expected one of auto, float32, bfloat16, float16"),
+        ({"beams": 2, "candidates": 3}, "--beams 2 gives no more captions: --candidates can be 2 at most"),
+        ({"beams": 9999, "candidates": 1}, "--beams 9999: --language-model tiny has"),
         ({"max-new-tokens": 5000}, "--max-new-tokens 5000: --language-model tiny has"),
         ({"language-model": "gtp2"}, "--language-model gtp2 could not be loaded"),
         ({"num-cpus": 0}, "--num-cpus 0: expected at least 1"),
