@@ -70,9 +70,8 @@ def main() -> None:
             flags = flags_of(made, candidates) | {"precision": given.precision}
             bare = bare_stages(flags, photos, work / f"bare-{candidates}", given.minutes, cores)
             job = whole_job(flags, photos, work / f"job-{candidates}", given.minutes, cores, bare)
-            print(
-                f"{candidates} candidates, {given.precision}: bare stages {bare:6.2f} images/s, whole job {job:6.2f}: {job / bare:.1%}"
-            )
+            print(f"{candidates} candidates, {given.precision}:")
+            print(f"  bare stages {bare:6.2f} images/s, whole job {job:6.2f}: {job / bare:.1%} of it")
             told = " and ".join(f"{job / rate:.1f} times (fed {size})" for size, rate in theirs.items())
             print(f"  beside image-to-text: {told}", flush=True)
 

@@ -55,7 +55,9 @@ class Built:
             **TINY,
             **RAY_LIMITS,
         }
-        return CaptionSettings(output=str(output), **{**given, "candidates": 4, "part_rows": 16, **changes})
+        return CaptionSettings(
+            output=str(output), **{**given, "candidates": 4, "part_rows": 16, "gpu_actors": 1, **changes}
+        )
 
 
 @pytest.fixture(scope="session")

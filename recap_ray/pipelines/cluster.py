@@ -108,8 +108,10 @@ def model_actors(asked: int | None, device: str, parts: int) -> ModelActors:
 
 
 def model_stage(device: str, parts: int) -> dict[str, Any]:
-    """Arguments of `map_batches` for a stage with as many actors with models as suit the machine and the parts."""
-    return model_actors(None, device, parts).stage()
+    """Arguments of `map_batches` for a stage that embeds: as `model_actors`, but one CPU is left for decoding, which is
+    a larger share of the work here."""
+    actors = model_actors(None, device, parts)
+    return actors.stage() if actors.gpu_share else ModelActors(min(actors.count, max(1, int(_cpus()) - 1)), 0).stage()
 
 
 class ModelActor(ABC):

@@ -61,7 +61,7 @@ def test_parts_carry_the_schema_and_the_fingerprint(finished):
 def test_the_summary_adds_up(finished):
     summary = json.loads((Path(finished.output) / "summary.json").read_text())
     assert (summary["images"], summary["captioned"], summary["errors"], summary["parts"]) == (60, 60, {}, 4)
-    assert summary["stages"]["model_actors"] == 2 and summary["stages"]["bottleneck"] in STAGES
+    assert summary["stages"]["model_actors"] == 1 and summary["stages"]["bottleneck"] in STAGES
     assert all(seconds > 0 for seconds in summary["stages"]["busy_seconds"].values())
     assert (Path(finished.output) / "_SUCCESS").exists()
     assert verified(finished) == 0
