@@ -1,7 +1,7 @@
 """Where the time goes: the seconds of every stage, told part by part and added up for the whole run.
 
 A part carries its times along as JSON (a Ray batch holds arrays), from the loader through the captioner to the writer,
-which puts them into its report.
+which hands them to the driver.
 """
 
 from __future__ import annotations

@@ -17,12 +17,7 @@ from open_clip.model import CLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch.nn import Linear, functional
 
-# An embedding shall be the same to the last bit in whatever batch it is (float32, CPU). MKL multiplies blocks of 4
-# rows, and what is left over by other kernels: with counts of rows that are multiples of 4, no row depended on the
-# others in any product of ViT-B/32, from 1 to 16 threads.
-ROWS = 4
-# SDPA's softmax takes what is left over of AVX-512's 16 numbers by another exp.
-LANES = 16
+from recap_ray.models.blocks import LANES, ROWS, rounded_up
 
 
 def fill_rows(batch: torch.Tensor) -> torch.Tensor:
@@ -72,7 +67,7 @@ class Packed:
         """Packs the first lengths[i] of each row of ids (n, >= longest), and made-up texts that fill up to ROWS."""
         texts = len(ids)
         lengths = np.concatenate([lengths, _filler(texts, int(lengths.sum()))])
-        width = int(-(-lengths.max() // LANES) * LANES)
+        width = rounded_up(int(lengths.max()), LANES)
         grid = np.zeros((len(lengths), width), np.int64)
         grid[:texts, : ids.shape[1]] = ids[:, :width]
         slots = np.flatnonzero(np.arange(width) < lengths[:, None])

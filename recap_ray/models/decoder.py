@@ -18,18 +18,11 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from recap_ray.errors import first_line
+from recap_ray.models.blocks import LANES, ROWS, rounded_up
 from recap_ray.models.slot_cache import IMPLEMENTATION, Memory, SlotCache, attend_both_ways
 from recap_ray.models.step_graph import StepGraphs
 
 log = logging.getLogger(__name__)
-
-# Prompts are padded to a multiple of it: attention computes in blocks, and blocks of one size give a prompt the same
-# last bit whatever its neighbours are. On a GPU it also keeps the number of captured graphs small.
-LENGTH_STEP = 16
-
-# Rows go through the model in multiples of it. MKL takes what is left over of 4 rows by another kernel, with another
-# last bit; so the row of a slot is the same whatever other rows there are.
-ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class Decoder:
             first = prompts.embeddings[self.held, prompts.lengths - 1]
         logits = self._append(first, self.place[::slots], torch.zeros_like(self.place[:1]) if self.static else 0, 1)
         self.cache.spread()
-        if self.graphs is None:
+        if self.static and self.graphs is None:
             self.graphs = StepGraphs(logits.new_empty((self.memory.slots, logits.shape[1])))
         return logits
 
@@ -102,7 +95,7 @@ class Decoder:
         places = self.place[rows]
         if not self.static:
             return self._append(self.embed(tokens), places, self.position, self.position + 1)
-        window = min(-(-(self.position + 1) // LENGTH_STEP) * LENGTH_STEP, self.cache.steps)
+        window = min(rounded_up(self.position + 1, LANES), self.cache.steps)
         key = (self.cache.prompts, self.slots, self.cache.mask.shape[-1], self.cache.steps, len(rows), window)
         assert self.graphs
         appended = lambda t, p, at: self._append(self.embed(t), p, at, window)  # noqa: E731  (of this cache)
@@ -118,13 +111,13 @@ class Decoder:
             return self.place[:0]
         if self.static:  # in quarters of all, so that few graphs are captured
             quarter = -(-len(ended) // 4)
-            count = min(-(-count // quarter) * quarter, len(ended))
+            count = min(rounded_up(count, quarter), len(ended))
         else:
             self._drop_prompts(alive.view(-1, self.slots).any(1))
         cached = torch.zeros_like(alive).view(-1, self.slots)
         cached[self.held] = True
         order = (alive.int() + cached.flatten().int()).argsort(descending=True, stable=True)
-        return order[: count + -count % ROWS].sort().values
+        return order[: rounded_up(count, ROWS)].sort().values
 
     @torch.inference_mode()
     def reorder(self, sources: torch.Tensor) -> None:
@@ -136,7 +129,7 @@ class Decoder:
         costs about what one step's attention over all of them does."""
         ended = self.held[~alive[self.held]]
         count = int(alive.sum())
-        keep = torch.cat([self.held[alive[self.held]], ended])[: count + -count % ROWS].sort().values
+        keep = torch.cat([self.held[alive[self.held]], ended])[: rounded_up(count, ROWS)].sort().values
         if len(keep) * 2 > len(self.held):
             return
         where = torch.searchsorted(self.held, keep)
@@ -144,9 +137,8 @@ class Decoder:
         if self.encodes:
             self.crossed.cross_attention_cache.batch_select_indices(where)
         self.held = keep
-        self.place.view(-1, self.slots)[keep] = torch.arange(len(keep) * self.slots, device=self.device).view(
-            -1, self.slots
-        )
+        places = torch.arange(len(keep) * self.slots, device=self.device)
+        self.place.view(-1, self.slots)[keep] = places.view(-1, self.slots)
 
     def _cache(self, count: int, room: int, steps: int) -> SlotCache:
         """The cache of a batch. When it wants more memory than there is, all of it is taken anew, and the graphs that
@@ -168,7 +160,7 @@ class Decoder:
         are of no padding (but for a few rows that make them a multiple of ROWS)."""
         inside = torch.isfinite(self.cache.mask).flatten()
         count = int(inside.sum())
-        places = (~inside).int().argsort(stable=True)[: max(ROWS, count + -count % ROWS)].sort().values
+        places = (~inside).int().argsort(stable=True)[: max(ROWS, rounded_up(count, ROWS))].sort().values
         last = getattr(self.model.config, "max_position_embeddings", None) or embeddings.shape[1]
         self.cache.read(places)
         self.model.base_model(
@@ -249,6 +241,6 @@ def can_be_captured(model: Any) -> bool:
 
 
 def _padded(embeddings: torch.Tensor) -> torch.Tensor:
-    """(n, P, d) with P a multiple of LENGTH_STEP, at least one."""
+    """(n, P, d) with P a multiple of LANES, at least one."""
     length = embeddings.shape[1]
-    return pad(embeddings, (0, 0, 0, max(LENGTH_STEP, -(-length // LENGTH_STEP) * LENGTH_STEP) - length))
+    return pad(embeddings, (0, 0, 0, max(LANES, rounded_up(length, LANES)) - length))

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
 from recap_ray.errors import UserError
-from recap_ray.models.decoder import LENGTH_STEP, ROWS, Decoder, Prompts, can_be_captured, check_driven
+from recap_ray.models.blocks import LANES, ROWS, rounded_up
+from recap_ray.models.decoder import Decoder, Prompts, can_be_captured, check_driven
 from recap_ray.models.device import Compute, load_errors
 from recap_ray.models.names import LANGUAGE_MODEL_ALIASES, folder_identity
 from recap_ray.models.search import Decoding, search
@@ -79,18 +80,7 @@ class LanguageModel:
             if tokenizer.eos_token_id is None:
                 raise ValueError("its tokenizer has no end token")
             check_driven(model.to(compute.choose_device()).eval())
-        self._hold(model, tokenizer)
-
-    @classmethod
-    def around(cls, model: Any, tokenizer: Any) -> LanguageModel:
-        """A language model of a loaded model and tokenizer of transformers, which it takes over."""
-        held = cls.__new__(cls)
-        model.set_attn_implementation(IMPLEMENTATION)
-        held._hold(model, tokenizer)
-        return held
-
-    def _hold(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer, self.device = model.eval(), tokenizer, model.device
+        self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.decoder = Decoder(self.model, static=can_be_captured(self.model))
         self.end = tokenizer.eos_token_id
         self.stops = self._stopping_tokens()
@@ -127,7 +117,7 @@ class LanguageModel:
                 yield batch, self.decoder.embedded([tokens[i] for i in batch])
 
     def _cut(self, lengths: list[int], decoding: Decoding) -> Iterator[list[int]]:
-        tokens = max(lengths, default=0) + LENGTH_STEP + decoding.slots * decoding.max_new_tokens  # of a prompt
+        tokens = max(lengths, default=0) + LANES + decoding.slots * decoding.max_new_tokens  # of a prompt
         size = max(ROWS, min(SLOTS_IN_A_BATCH[self.device.type] // decoding.slots, self.room // tokens))
         size = 1 << (size.bit_length() - 1)
         by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # the largest first, which takes the memory
@@ -163,7 +153,7 @@ class LanguageModel:
 def _filled(count: int, static: bool) -> int:
     """How many prompts a batch of `count` is made: a multiple of ROWS, and for graphs, which have fixed shapes, a power
     of two, so that there are few of them."""
-    return max(ROWS, 1 << (count - 1).bit_length()) if static else count + -count % ROWS
+    return max(ROWS, 1 << (count - 1).bit_length()) if static else rounded_up(count, ROWS)
 
 
 def _first_sentence(text: str) -> str:

@@ -1,7 +1,7 @@
 """Caption images: parts of the input -> pixels -> captions -> one Parquet file a part.
 
 O/captions/part-000000-<digest>.parquet    rows of schema.CAPTION_SCHEMA, fingerprint in the footer
-O/reports/part-000000-<digest>.json        rows, errors by code and seconds of the part
+O/reports/part-000000-<digest>.json        rows and errors by code of the part
 """
 
 from __future__ import annotations
