@@ -1,13 +1,13 @@
 """The whole `caption` job beside its bare stages in a loop, and beside an image-to-text model of the same size.
 
     python benchmarks/caption.py --photos DIR [--tokenizer DIR] [--captions FILE] [--minutes 2] [--candidates 4]
-                                 [--precision float32] [--work FOLDER]
+                                 [--part-rows 64] [--precision float32] [--work FOLDER]
 
 ViT-B/32 and GPT-2 124M with random weights on CPU cores; every caption is 20 tokens long.
 
 - job: `recap-ray caption` over the photos, again and again under other names, as many as take about --minutes;
 - bare stages: the same loader, captioner and Parquet writer in a loop, in as many bare processes as the job has actors.
-  Both rates are counted from the parts' files, after every worker's first part and before any worker's last;
+  Both rates are counted from the parts' files, after the first part and before any worker's last;
 - image-to-text: what transformers' pipeline of that name did until it was taken out in version 5: a
   VisionEncoderDecoderModel of ViT-B/32 and GPT-2 with cross-attention writes 20 tokens greedily, on all cores; fed one
   file at a time, and 32. It writes one caption an image, so the job is also run with one (--candidates 1, greedy).
@@ -41,7 +41,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.full_size import FullSize, write_full_size
 
-PART_ROWS = 64
 STEPS = 20
 NEIGHBOURS = 4
 
@@ -54,6 +53,7 @@ def main() -> None:
     parser.add_argument("--captions")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--part-rows", type=int, default=64)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--work", type=Path)
     given = parser.parse_args()
@@ -63,11 +63,11 @@ def main() -> None:
         made = write_full_size(work / "models", given.tokenizer, given.captions)
         work = Path(tempfile.mkdtemp(dir=work))  # outputs of an earlier run would be taken for finished
         photos = sorted(path for path in given.photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
-        theirs = {size: image_to_text(photos, made, size, cores) for size in (1, 32)}
+        theirs = {size: image_to_text(photos, made, size, cores, given.precision) for size in (1, 32)}
         for size, rate in theirs.items():
-            print(f"image-to-text, {size:2} files at a time:         {rate:6.2f} images/s", flush=True)
+            print(f"image-to-text, {given.precision}, {size:2} files at a time: {rate:6.2f} images/s", flush=True)
         for candidates in dict.fromkeys((given.candidates, 1)):
-            flags = flags_of(made, candidates) | {"precision": given.precision}
+            flags = flags_of(made, candidates) | {"part_rows": given.part_rows, "precision": given.precision}
             bare = bare_stages(flags, photos, work / f"bare-{candidates}", given.minutes, cores)
             job = whole_job(flags, photos, work / f"job-{candidates}", given.minutes, cores, bare)
             print(f"{candidates} candidates, {given.precision}:")
@@ -84,7 +84,6 @@ def flags_of(made: FullSize, candidates: int) -> dict[str, str | int | float]:
         "candidates": candidates,
         "temperature": 0.7 if candidates > 1 else 0.0,
         "max_new_tokens": STEPS,
-        "part_rows": PART_ROWS,
         "device": "cpu",
     }
 
@@ -101,7 +100,7 @@ def repeated(photos: list[Path], folder: Path, count: int) -> Path:
 
 def whole_job(flags: dict, photos: list[Path], work: Path, minutes: float, cores: int, rate: float) -> float:
     """Images a second of the job in its steady time."""
-    count = int(rate * minutes * 60 / PART_ROWS + 2 * cores + 2) * PART_ROWS
+    count = int(rate * minutes * 60 / flags["part_rows"] + 2 * cores + 2) * flags["part_rows"]
     images = repeated(photos, work / "images", count)
     given = {**flags, "images": images, "output": work / "out", "num_cpus": cores}
     told = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
@@ -109,7 +108,7 @@ def whole_job(flags: dict, photos: list[Path], work: Path, minutes: float, cores
     subprocess.run([sys.executable, "-m", "recap_ray", "caption", *told], check=True, env=environment)
     summary = json.loads((work / "out" / "summary.json").read_text())
     print(f"  {summary['images']} images in {summary['seconds']} s, start included")
-    return steady_rate(work / "out" / "captions", cores)
+    return steady_rate(work / "out" / "captions", cores, flags["part_rows"])
 
 
 def bare_stages(flags: dict, photos: list[Path], work: Path, minutes: float, cores: int) -> float:
@@ -125,7 +124,7 @@ def bare_stages(flags: dict, photos: list[Path], work: Path, minutes: float, cor
         worker.join()
         if worker.exitcode:
             raise SystemExit(f"a bare worker ended with {worker.exitcode}")
-    return steady_rate(work / "captions", cores)
+    return steady_rate(work / "captions", cores, flags["part_rows"])
 
 
 def bare_worker(flags: dict, photos: list[str], work: str, seconds: float, ready, number: int) -> None:
@@ -146,30 +145,30 @@ def bare_worker(flags: dict, photos: list[str], work: str, seconds: float, ready
     ready.wait()
     started, done = time.monotonic(), 0
     while time.monotonic() - started < seconds or done < 3:
-        first = (number * 7 + done) * PART_ROWS
-        sources = [photos[(first + i) % len(photos)] for i in range(PART_ROWS)]
+        first = (number * 7 + done) * flags["part_rows"]
+        sources = [photos[(first + i) % len(photos)] for i in range(flags["part_rows"])]
         batch = loader({"source": sources})
-        keys = [f"{number}-{first + i}" for i in range(PART_ROWS)]
+        keys = [f"{number}-{first + i}" for i in range(flags["part_rows"])]
         columns = captioner.caption(batch["pixels"], keys, StageClock())
         pq.write_table(pa.table(columns), f"{work}/captions/part-{number}-{done:04d}.parquet")
         done += 1
 
 
-def steady_rate(folder: Path, workers: int) -> float:
-    """Images a second between the end of the workers' first parts and the moment when the first of them may run dry,
-    by the times of the parts' files."""
+def steady_rate(folder: Path, workers: int, part_rows: int) -> float:
+    """Images a second from the first finished part, when all workers are at work, to the moment when the first of them
+    may run dry, by the times of the parts' files."""
     times = sorted(path.stat().st_mtime for path in folder.glob("part-*.parquet"))
-    steady = times[workers - 1 : len(times) - workers + 1]
-    return (len(steady) - 1) * PART_ROWS / (steady[-1] - steady[0])
+    return (len(times) - workers) * part_rows / (times[-workers] - times[0])
 
 
-def image_to_text(photos: list[Path], made: FullSize, size: int, cores: int) -> float:
+def image_to_text(photos: list[Path], made: FullSize, size: int, cores: int, precision: str) -> float:
     """Images a second of file -> processor -> generate -> text, `size` files at a time."""
     torch.set_num_threads(cores)
     torch.manual_seed(0)
     decoder = GPT2Config(is_decoder=True, add_cross_attention=True)
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(patch_size=32), decoder)
-    model = VisionEncoderDecoderModel(config).eval()
+    dtype = getattr(torch, precision)
+    model = VisionEncoderDecoderModel(config).eval().to(dtype)
     processor, tokenizer = ViTImageProcessor(), AutoTokenizer.from_pretrained(made.language_model)
     started, done = time.monotonic(), 0
     while time.monotonic() - started < 30 or not done:
@@ -177,7 +176,7 @@ def image_to_text(photos: list[Path], made: FullSize, size: int, cores: int) -> 
         pictures = [Image.open(path).convert("RGB") for path in files]
         with torch.inference_mode():
             tokens = model.generate(
-                processor(pictures, return_tensors="pt")["pixel_values"],
+                processor(pictures, return_tensors="pt")["pixel_values"].to(dtype),
                 max_new_tokens=STEPS,
                 min_new_tokens=STEPS,
                 decoder_start_token_id=50256,
