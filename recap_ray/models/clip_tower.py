@@ -17,12 +17,12 @@ from open_clip.model import CLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch.nn import Linear, functional
 
-from recap_ray.models.blocks import LANES, ROWS, rounded_up
+from recap_ray.models.blocks import LANES, ROWS, rounded_up, rows_for
 
 
 def fill_rows(batch: torch.Tensor) -> torch.Tensor:
-    """The batch (n, ...) with its last row repeated up to a multiple of ROWS."""
-    return torch.cat([batch, batch[-1:].expand(-len(batch) % ROWS, *batch.shape[1:])])
+    """The batch (n, ...) with its last row repeated, so that it has as many as products want."""
+    return torch.cat([batch, batch[-1:].expand(rows_for(len(batch)) - len(batch), *batch.shape[1:])])
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -53,7 +53,7 @@ def _pooling(tower: Any) -> tuple[str, int | None]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Texts end to end: T tokens of n texts, both multiples of ROWS."""
+    """Texts end to end: T tokens of n texts, both as many as products want."""
 
     ids: torch.Tensor  # (T,)
     positions: torch.Tensor  # (T,) within its text
@@ -64,7 +64,7 @@ class Packed:
 
     @classmethod
     def of(cls, ids: np.ndarray, lengths: np.ndarray, device: torch.device) -> Packed:
-        """Packs the first lengths[i] of each row of ids (n, >= longest), and made-up texts that fill up to ROWS."""
+        """Packs the first lengths[i] of each row of ids (n, >= longest), and made-up texts that fill them up."""
         texts = len(ids)
         lengths = np.concatenate([lengths, _filler(texts, int(lengths.sum()))])
         width = rounded_up(int(lengths.max()), LANES)
@@ -77,10 +77,10 @@ class Packed:
 
 
 def _filler(texts: int, tokens: int) -> np.ndarray:
-    """Lengths of the made-up texts, of at most ROWS tokens, that bring both counts to multiples of ROWS."""
-    count = -texts % ROWS or (ROWS if tokens % ROWS else 0)
+    """Lengths of the made-up texts, of a few tokens, that bring both counts to what products want."""
+    count = rows_for(texts) - texts or (ROWS if tokens % ROWS else 0)
     lengths = np.ones(count, np.int64)
-    lengths[:1] += -(tokens + count) % ROWS
+    lengths[:1] += rows_for(tokens + count) - (tokens + count)
     return lengths
 
 

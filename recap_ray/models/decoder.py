@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from recap_ray.errors import first_line
-from recap_ray.models.blocks import LANES, ROWS, rounded_up
+from recap_ray.models.blocks import FEWEST_ROWS, LANES, rounded_up, rows_for
 from recap_ray.models.slot_cache import IMPLEMENTATION, Memory, SlotCache, attend_both_ways
 from recap_ray.models.step_graph import StepGraphs
 
@@ -117,7 +117,7 @@ class Decoder:
         cached = torch.zeros_like(alive).view(-1, self.slots)
         cached[self.held] = True
         order = (alive.int() + cached.flatten().int()).argsort(descending=True, stable=True)
-        return order[: rounded_up(count, ROWS)].sort().values
+        return order[: rows_for(count)].sort().values
 
     @torch.inference_mode()
     def reorder(self, sources: torch.Tensor) -> None:
@@ -129,7 +129,7 @@ class Decoder:
         costs about what one step's attention over all of them does."""
         ended = self.held[~alive[self.held]]
         count = int(alive.sum())
-        keep = torch.cat([self.held[alive[self.held]], ended])[: rounded_up(count, ROWS)].sort().values
+        keep = torch.cat([self.held[alive[self.held]], ended])[: rows_for(count)].sort().values
         if len(keep) * 2 > len(self.held):
             return
         where = torch.searchsorted(self.held, keep)
@@ -157,10 +157,10 @@ class Decoder:
 
     def _read(self, embeddings: torch.Tensor) -> None:
         """Prefill: keys and values of all prompts, each computed once; their tokens lie end to end, so that products
-        are of no padding (but for a few rows that make them a multiple of ROWS)."""
+        are of no padding (but for a few rows that products want)."""
         inside = torch.isfinite(self.cache.mask).flatten()
         count = int(inside.sum())
-        places = (~inside).int().argsort(stable=True)[: max(ROWS, rounded_up(count, ROWS))].sort().values
+        places = (~inside).int().argsort(stable=True)[: rows_for(count)].sort().values
         last = getattr(self.model.config, "max_position_embeddings", None) or embeddings.shape[1]
         self.cache.read(places)
         self.model.base_model(
@@ -206,7 +206,7 @@ def check_driven(model: Any) -> None:
     prompt, new = [5, 4, 3, 2], 6
     decoder = Decoder(model, static=False)
     decoder.begin(decoder.embedded([prompt, prompt[:3], prompt[:2], prompt[:1]]), 1, 2)
-    rows = torch.arange(ROWS, device=model.device)
+    rows = torch.arange(len(prompt), device=model.device)
     found = decoder.step(torch.full_like(rows, new), rows)[0].float()
     start = [model.config.decoder_start_token_id, new] if decoder.encodes else [*prompt, new]
     given = {"input_ids": torch.tensor([prompt if decoder.encodes else start], device=model.device)}
@@ -229,9 +229,10 @@ def can_be_captured(model: Any) -> bool:
     cannot: they run as they are, more slowly."""
     if model.device.type != "cuda" or model.config.is_encoder_decoder:
         return False
-    decoder, rows = Decoder(model, static=True), torch.arange(ROWS, device=model.device)
+    prompts = [[5]] * FEWEST_ROWS
+    decoder, rows = Decoder(model, static=True), torch.arange(len(prompts), device=model.device)
     try:
-        decoder.begin(decoder.embedded([[5]] * ROWS), 1, 2)
+        decoder.begin(decoder.embedded(prompts), 1, 2)
         decoder.step(torch.full_like(rows, 6), rows)
         torch.cuda.synchronize()
     except Exception as error:  # whatever the architecture does

@@ -139,7 +139,7 @@ def test_each_distinct_text_is_computed_once_and_no_token_after_its_end(monkeypa
 
     monkeypatch.setattr(clip_tower.PackedTower, "__call__", counting)
     clip.encode_texts(["a dog", "a dog", "a cat"] * 100)
-    assert tokens == [12]  # two texts of four tokens, and two of one and three that fill up
+    assert tokens == [24]  # two texts of four tokens, and fourteen of one or three that fill up
 
 
 def test_batches_are_of_equal_tokens_not_of_equal_texts():

@@ -6,6 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GPT2Config, LlamaConfig, T5Config
 
+from recap_ray.models.blocks import rows_for
 from recap_ray.models.decoder import Decoder, Prompts, check_driven
 from recap_ray.models.search import Decoding, search, top_logits
 from recap_ray.models.slot_cache import IMPLEMENTATION
@@ -125,37 +126,36 @@ def test_prompts_of_a_single_token_are_continued(pair):
 
 def test_a_row_is_the_same_to_the_last_bit_whatever_else_is_in_the_batch(pair):
     decoder, _ = pair
-    prompts, given = (
-        prompts_of(decoder, 9),
-        torch.randint(2, 500, (2, 9, 3), generator=torch.Generator().manual_seed(3)),
-    )
+    prompts = prompts_of(decoder, 24)
+    given = torch.randint(2, 500, (2, 24, 3), generator=torch.Generator().manual_seed(3))
 
     def logits_of(order: list[int]) -> list[torch.Tensor]:
         found = [decoder.begin(prompts[order], 3, 4)]
         rows = torch.arange(len(order) * 3)
         return found + [decoder.step(tokens[order].flatten(), rows).unflatten(0, (-1, 3)) for tokens in given]
 
-    whole = logits_of(list(range(9)))
-    for order in ([8, 2, 5, 0], [3, 1, 4, 1, 5], list(range(9))[::-1]):
+    whole = logits_of(list(range(24)))
+    for order in ([8, 2, 5, 0] * 4, [*range(3, 19), 4, 1, 5, 9], list(range(24))[::-1]):
         for all_rows, some_rows in zip(whole, logits_of(order)):
             assert torch.equal(all_rows[order], some_rows)
 
 
 def test_rows_that_leave_change_nothing_for_those_that_stay(pair):
     decoder, _ = pair
-    prompts, given = prompts_of(decoder, 9), torch.randint(2, 500, (3, 27), generator=torch.Generator().manual_seed(3))
-    rows = torch.arange(27)
+    count = 40 * 3
+    given = torch.randint(2, 500, (3, count), generator=torch.Generator().manual_seed(3))
+    prompts, rows = prompts_of(decoder, 40), torch.arange(count)
     decoder.begin(prompts, 3, 4)
     whole = [decoder.step(tokens, rows) for tokens in given]
     decoder.begin(prompts, 3, 4)
-    ended = torch.zeros(27, dtype=torch.bool)
-    for tokens, expected, leaving in zip(given, whole, (slice(0, 27, 2), slice(4, 20), slice(0, 24))):
+    ended = torch.zeros(count, dtype=torch.bool)
+    for tokens, expected, leaving in zip(given, whole, (slice(0, count, 2), slice(4, 70), slice(0, 110))):
         ended[leaving] = True
         rows = decoder.going_on(ended)
-        assert len(rows) == -(-(27 - int(ended.sum())) // 4) * 4
+        assert len(rows) == rows_for(count - int(ended.sum())) < count
         found = decoder.step(tokens[rows], rows)
         assert torch.equal(found[~ended[rows]], expected[rows][~ended[rows]])
-    assert decoder.cache.prompts < 9
+    assert decoder.cache.prompts < 40
     assert not len(decoder.going_on(torch.ones_like(ended)))
 
 
