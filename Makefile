@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock clean
+.PHONY: help install demo compare test lint format lock clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,6 +28,9 @@ install: .venv/.installed  ## make .venv from requirements.lock
 demo: install    ## caption rendered scenes offline, with and without alignment
 	$(BIN)/recap-ray demo --output $(DEMO_OUTPUT)
 
+compare: install ## train clipcap and capdec on rendered scenes, and compare them with recap
+	$(BIN)/recap-ray demo --methods recap,clipcap,capdec --output $(DEMO_OUTPUT)-compare
+
 test: install lint  ## lint, then all tests
 	$(BIN)/python -m pytest
 
@@ -45,4 +48,4 @@ lock: install    ## add what pyproject.toml asks for to requirements.lock, keepi
 	  --extra cpu --extra eval --extra dev pyproject.toml --output-file requirements.lock
 
 clean:           ## remove what make built
-	rm -rf .venv $(DEMO_OUTPUT) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(DEMO_OUTPUT) $(DEMO_OUTPUT)-compare .pytest_cache .mypy_cache .ruff_cache

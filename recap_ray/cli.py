@@ -20,11 +20,13 @@ from recap_ray import settings as s
 from recap_ray.errors import UserError
 
 # Job -> its settings and its function, imported only when the job runs: `--help` needs neither torch nor Ray.
-JOBS: dict[str, tuple[type[s.RaySettings], str]] = {
+JOBS: dict[str, tuple[type[s.Settings], str]] = {
     "fit-alignment": (s.FitAlignmentSettings, "recap_ray.pipelines.fit_alignment:fit_alignment"),
     "build-index": (s.BuildIndexSettings, "recap_ray.pipelines.build_index:build_index"),
+    "import-decoder": (s.ImportDecoderSettings, "recap_ray.pipelines.import_decoder:import_decoder"),
     "caption": (s.CaptionSettings, "recap_ray.pipelines.caption:caption"),
     "augment-index": (s.AugmentIndexSettings, "recap_ray.pipelines.augment_index:augment_index"),
+    "train-decoder": (s.TrainDecoderSettings, "recap_ray.pipelines.train_decoder:train_decoder"),
     "evaluate": (s.EvaluateSettings, "recap_ray.pipelines.evaluate:evaluate"),
     "verify": (s.VerifySettings, "recap_ray.pipelines.verify:verify"),
     "report": (s.ReportSettings, "recap_ray.pipelines.report:report"),
@@ -63,7 +65,7 @@ def run(arguments: list[str]) -> int:
     return 2
 
 
-def _command(settings: type[s.RaySettings], target: str) -> Callable[..., int]:
+def _command(settings: type[s.Settings], target: str) -> Callable[..., int]:
     """A function with one parameter a field of `settings`, for typer to make flags of."""
 
     def command(config: str | None = None, **values: Any) -> int:
@@ -88,7 +90,7 @@ def _command(settings: type[s.RaySettings], target: str) -> Callable[..., int]:
     return command
 
 
-def _distance(settings: type[s.RaySettings], name: str) -> int:
+def _distance(settings: type[s.Settings], name: str) -> int:
     """How far up the line of settings classes a field is told: 0 for a job's own, most for those of Ray."""
     return next(i for i, kind in enumerate(settings.__mro__) if name in inspect.get_annotations(kind))
 

@@ -28,7 +28,14 @@ from recap_ray.parts import commit
 from recap_ray.paths import require_local
 
 # What a job commits first; a folder without any of it holds no work.
-RESULTS = ("captions/part-*.parquet", "shard-*.faiss", "alignment.safetensors", "round-0/alignment/_SUCCESS")
+RESULTS = (
+    "captions/part-*.parquet",
+    "shard-*.faiss",
+    "alignment.safetensors",
+    "round-0/alignment/_SUCCESS",
+    "embedded/part-*.parquet",
+    "decoder.json",
+)
 
 # What a job prepares before that, and another run must not find.
 PREPARED = ("plan/*", "shard-*.parquet", "validation.parquet", "round-*")

@@ -4,26 +4,33 @@ file, and the entry in run.json.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Self
 
 from recap_ray.errors import UserError
 
 PRECISION_HELP = "float32, bfloat16, float16; auto: float32 on CPU, float16 (CLIP) and bfloat16 (text) on GPU"
 DEFAULT_PROMPT = "Similar images show: {neighbours} This image shows:"
 
+# How a method decodes unless it is told: beams, and new tokens at most. Of ClipCap and CapDec as in their code.
+DECODING_OF = {"recap": (0, 40), "clipcap": (5, 67), "capdec": (5, 67)}
+PREFIX_METHODS = ("clipcap", "capdec")
+
+# What the published checkpoints were trained on. Nothing in the files says so.
+PRESETS: dict[str, dict[str, Any]] = {
+    "clipcap-coco": {"method": "clipcap", "clip": "ViT-B-32:openai", "normalise": False},
+    "clipcap-conceptual": {"method": "clipcap", "clip": "ViT-B-32:openai", "normalise": False},
+    "clipcap-coco-transformer": {"method": "clipcap", "clip": "RN50x4:openai", "normalise": True},
+    "capdec-coco": {"method": "capdec", "clip": "RN50x4:openai", "normalise": True},
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class RaySettings:
-    """What a job may use of the machine or cluster."""
-
-    num_cpus: Annotated[int | None, "CPUs of the local Ray that is started; default all of them"] = None
-    object_store_mb: Annotated[int, "shared memory of the local Ray, MiB"] = 2048
+class Settings:
+    """What all settings can: be checked."""
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
-        self.require("num_cpus", self.num_cpus is None or self.num_cpus >= 1, "at least 1")
-        self.require("object_store_mb", self.object_store_mb >= 80, "at least 80, Ray's own minimum")
 
     def require(self, name: str, good: bool, expected: str) -> None:
         """Raises UserError unless the setting `name` is good."""
@@ -34,6 +41,20 @@ class RaySettings:
         """Raises UserError unless all these settings are at least 1."""
         for name in names:
             self.require(name, getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings(Settings):
+    """What a job may use of the machine or cluster."""
+
+    num_cpus: Annotated[int | None, "CPUs of the local Ray that is started; default all of them"] = None
+    object_store_mb: Annotated[int, "shared memory of the local Ray, MiB"] = 2048
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        self.require("num_cpus", self.num_cpus is None or self.num_cpus >= 1, "at least 1")
+        self.require("object_store_mb", self.object_store_mb >= 80, "at least 80, Ray's own minimum")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,32 +130,71 @@ class DecodingSettings(ImageSettings):
 
     clip: Annotated[str, "open_clip model:weights, hf-hub:..., local-dir:PATH, or tiny"] = "ViT-B-32:openai"
     language_model: Annotated[
-        str, "gpt2, another causal or T5-like model of the Hugging Face hub, a folder, or tiny"
-    ] = "gpt2"
-    neighbours: Annotated[int, "captions retrieved for each image"] = 4
-    prompt: Annotated[str, "what the language model continues; {neighbours} stands for the captions"] = DEFAULT_PROMPT
-    candidates: Annotated[int, "captions written for each image, of which the best by aligned cosine is kept"] = 8
+        str | None, "of recap: causal or T5-like model of the Hugging Face hub, a folder, or tiny; default gpt2"
+    ] = None
+    neighbours: Annotated[int, "of recap: captions retrieved for each image"] = 4
+    prompt: Annotated[str, "of recap: what the language model continues; {neighbours} stands for the captions"] = (
+        DEFAULT_PROMPT
+    )
+    candidates: Annotated[
+        int | None,
+        "captions written for each image, of which the best by aligned cosine is kept; default 8 where they are "
+        "sampled, else 1",
+    ] = None
     temperature: Annotated[float, "of sampling; 0 is greedy"] = 0.7
     top_k: Annotated[int, "sample among the k likeliest tokens"] = 50
     top_p: Annotated[float, "and among the likeliest that hold this much probability"] = 0.95
-    max_new_tokens: Annotated[int, "length limit of a caption, tokens"] = 40
+    max_new_tokens: Annotated[
+        int | None, "length limit of a caption, tokens; default 40 for recap, 67 for clipcap and capdec"
+    ] = None
     seed: Annotated[int, "of sampling; each image's draws depend on its key and this alone"] = 0
-    beams: Annotated[int, "instead of sampling: beam search with so many beams; the best --candidates are kept"] = 0
+    beams: Annotated[
+        int | None,
+        "beam search with so many beams, of which the best --candidates are kept; 0 samples; default 0 for recap, 5 "
+        "for clipcap and capdec",
+    ] = None
     gpu_actors: Annotated[int | None, "actors with the models; default two a GPU, or without GPU one a CPU"] = None
     max_error_rate: Annotated[float, "exit with 1 if a larger share of the images ends as errors"] = 0.1
+
+    method = "recap"  # no flag here: CaptionSettings makes it one
+
+    def resolved(self) -> Self:
+        """The same settings with the defaults that depend on the method or on each other filled in."""
+        beams, max_new_tokens = DECODING_OF.get(self.method, DECODING_OF["recap"])
+        beams = beams if self.beams is None else self.beams
+        defaults: dict[str, Any] = {
+            "language_model": None if self.method in PREFIX_METHODS else "gpt2",  # theirs is the decoder's own
+            "beams": beams,
+            "candidates": 1 if beams or self.temperature == 0 else 8,
+            "max_new_tokens": max_new_tokens,
+        }
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
         super().check()
-        self.require_positive("neighbours", "candidates", "top_k", "max_new_tokens")
-        self.require("temperature", self.temperature >= 0, "0 (greedy) or more")
-        self.require("beams", self.beams >= 0, "0 (none) or more")
-        self.require("top_p", 0 < self.top_p <= 1, "above 0, at most 1")
-        self.require("max_error_rate", 0 <= self.max_error_rate <= 1, "a share, from 0 to 1")
-        self.require("gpu_actors", self.gpu_actors is None or self.gpu_actors >= 1, "at least 1")
-        self.require("prompt", "{neighbours}" in self.prompt, "a text that contains {neighbours}")
+        given = self.resolved()
+        given.require_positive("neighbours", "candidates", "top_k", "max_new_tokens")
+        given.require("temperature", given.temperature >= 0, "0 (greedy) or more")
+        given.require("beams", (given.beams or 0) >= 0, "0 (none) or more")
+        given.require("top_p", 0 < given.top_p <= 1, "above 0, at most 1")
+        given.require("max_error_rate", 0 <= given.max_error_rate <= 1, "a share, from 0 to 1")
+        given.require("gpu_actors", given.gpu_actors is None or given.gpu_actors >= 1, "at least 1")
+        given.require("prompt", "{neighbours}" in given.prompt, "a text that contains {neighbours}")
+        given.check_decoding()
+
+    def check_decoding(self) -> None:
+        """Raises UserError if these settings, resolved, ask for captions that there cannot be."""
+        assert self.candidates is not None
+        for name in ("temperature", "top_k", "top_p"):
+            if self.beams and (value := getattr(self, name)) != getattr(DecodingSettings, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} {value} is of sampling, but --beams is {self.beams}: add --beams 0 to sample")
         if self.beams and self.candidates > self.beams:
-            raise UserError(f"--beams {self.beams} gives no more captions: --candidates can be {self.beams} at most")
+            raise UserError(
+                f"--beams {self.beams} gives no more captions: --candidates can be {self.beams} at most, or more with "
+                "--beams 0, which samples them"
+            )
         if self.temperature == 0 and self.candidates > 1 and not self.beams:
             raise UserError("--temperature 0 writes the same caption every time: add --candidates 1")
 
@@ -145,9 +205,74 @@ class CaptionSettings(DecodingSettings):
 
     images: Annotated[str, "a folder of images, a pattern like 'photos/**/*.jpg', or a table of image paths"]
     output: Annotated[str, "folder for captions/part-*.parquet, run.json and summary.json"]
-    index: Annotated[str, "folder made by build-index"]
+    method: Annotated[str, "recap, clipcap or capdec"] = "recap"
+    index: Annotated[str | None, "of recap: folder made by build-index"] = None
+    decoder: Annotated[str | None, "of clipcap and capdec: folder made by train-decoder or import-decoder"] = None
     alignment: Annotated[str | None, "folder made by fit-alignment; without it images are not mapped"] = None
-    method: Annotated[str, "how to caption"] = "recap"
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range, and for flags that are not the method's."""
+        super().check()
+        if self.method == "recap":
+            if self.index is None:
+                raise UserError("--method recap retrieves captions: give --index, a folder made by build-index")
+            self._leave_out("decoder")
+        elif self.method in PREFIX_METHODS:
+            if self.decoder is None:
+                raise UserError(
+                    f"--method {self.method} writes with a decoder: give --decoder, a folder made by train-decoder or "
+                    "import-decoder"
+                )
+            self._leave_out("index", "language_model", "neighbours", "prompt")
+
+    def _leave_out(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) != getattr(CaptionSettings, name):
+                raise UserError(f"--{name.replace('_', '-')} is not for --method {self.method}: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportDecoderSettings(Settings):
+    """Turn a checkpoint of ClipCap or CapDec into a decoder folder, which `caption` takes."""
+
+    checkpoint: Annotated[str, "file written by torch.save: the weights of ClipCap's or CapDec's published code"]
+    output: Annotated[str, "folder for decoder.json, the mapper, GPT-2 and its tokenizer"]
+    preset: Annotated[str | None, f"a published checkpoint: {', '.join(PRESETS)}; for others the next three"] = None
+    method: Annotated[str | None, "clipcap or capdec"] = None
+    clip: Annotated[str | None, "CLIP whose embeddings it was trained on, named as for caption"] = None
+    normalise: Annotated[bool | None, "whether these were of unit length; CapDec's are"] = None
+    tokenizer: Annotated[str, "of its GPT-2: a name of the Hugging Face hub, a folder, or tiny"] = "gpt2"
+    heads: Annotated[int | None, "attention heads of its GPT-2; default one for each 64 of its width"] = None
+    mapper_heads: Annotated[int, "attention heads of a transformer mapper"] = 8
+
+    def resolved(self) -> Self:
+        """The same settings with what the preset stands for; raises UserError if it is unknown or contradicted."""
+        if self.preset is None:
+            return replace(self, normalise=True) if self.method == "capdec" and self.normalise is None else self
+        if self.preset not in PRESETS:
+            raise UserError(f"--preset {self.preset} is unknown: expected one of {', '.join(PRESETS)}")
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) not in (None, value):
+                flag = f"--{name} {value}" if name != "normalise" else f"--{'' if value else 'no-'}normalise"
+                raise UserError(
+                    f"--preset {self.preset} stands for {flag}: leave out the preset, or what contradicts it"
+                )
+        return replace(self, **PRESETS[self.preset])
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        given = self.resolved()
+        if None in (given.method, given.clip, given.normalise):
+            raise UserError(
+                f"give --preset ({', '.join(PRESETS)}), or --method, --clip and --normalise or --no-normalise: "
+                "a checkpoint does not say what it was trained on"
+            )
+        given.require("method", given.method in PREFIX_METHODS, "clipcap or capdec")
+        if given.method == "capdec" and not given.normalise:
+            raise UserError("--no-normalise: CapDec is trained on embeddings of unit length; leave it out")
+        given.require("heads", given.heads is None or given.heads >= 1, "at least 1")
+        given.require_positive("mapper_heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +303,96 @@ class AugmentIndexSettings(DecodingSettings):
                 f"--threshold {self.threshold} and --percentile {self.percentile} both say which captions to keep: "
                 "give one of them"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDecoderSettings(ImageSettings):
+    """Train a decoder: clipcap on image-caption pairs, capdec on captions alone, or recap's language model on text."""
+
+    method: Annotated[str, "clipcap, capdec or recap"]
+    output: Annotated[str, "folder for decoder.json, the mapper and the language model"]
+    pairs: Annotated[str | None, "for clipcap: TSV, CSV, JSONL, Parquet or COCO JSON of image path and caption"] = None
+    captions: Annotated[
+        str | None, "for capdec and recap: text lines, TSV, CSV, JSONL, Parquet or COCO JSON; images named in it are "
+        "not read, but tell which captions belong together"
+    ] = None  # fmt: skip
+    image_root: Annotated[str | None, "folder that image paths are relative to; default the folder of --pairs"] = None
+    clip: Annotated[str, "open_clip model:weights, hf-hub:..., local-dir:PATH, or tiny"] = "ViT-B-32:openai"
+    language_model: Annotated[str, "gpt2, another causal model of the Hugging Face hub, a folder, or tiny"] = "gpt2"
+    from_scratch: Annotated[bool, "begin with random weights of that language model's sizes"] = False
+    tune: Annotated[bool | None, "train the language model too; default yes with an mlp and for recap"] = None
+    mapper: Annotated[str, "mlp or transformer"] = "mlp"
+    prefix_length: Annotated[int, "positions that the mapper writes before the caption"] = 10
+    clip_length: Annotated[int, "tokens that a transformer mapper makes of the embedding at first"] = 10
+    layers: Annotated[int, "of a transformer mapper"] = 8
+    heads: Annotated[int, "of a transformer mapper"] = 8
+    normalise: Annotated[bool | None, "scale embeddings to unit length; always with capdec; default yes"] = None
+    noise: Annotated[str, "gaussian, or ball: uniform in a ball"] = "gaussian"
+    noise_variance: Annotated[
+        str | None, "of the noise on text embeddings, a coordinate; auto: from captions of the same image; "
+        "default 0.016 for capdec, 0 for recap"
+    ] = None  # fmt: skip
+    offset: Annotated[
+        str | None, "for capdec: folder of a map fitted with --method mean-shift, by which texts are moved to images"
+    ] = None
+    neighbours: Annotated[int, "for recap: captions in a prompt; half of the prompts have fewer"] = 4
+    datastore: Annotated[
+        int | None, "for recap: a step looks for neighbours among so many captions, drawn anew; best as many as the "
+        "index will hold; default all"
+    ] = None  # fmt: skip
+    prompt: Annotated[str, "for recap: what the language model continues"] = DEFAULT_PROMPT
+    learn_prompt: Annotated[bool, "for recap: foretell the prompt's captions too, which helps --from-scratch"] = False
+    epochs: Annotated[int, "times that each caption is learned from"] = 10
+    batch_size: Annotated[int, "captions a step, of all workers together"] = 40
+    micro_batch: Annotated[int | None, "captions that a worker computes at once; default all of its share"] = None
+    learning_rate: Annotated[float, "at its peak"] = 2e-5
+    warmup_steps: Annotated[int | None, "of linear warm-up; default 5000, a tenth of all steps at most"] = None
+    weight_decay: Annotated[float, "of AdamW"] = 0.0
+    dropout: Annotated[float | None, "in the language model; default its own"] = None
+    max_tokens: Annotated[int, "captions are cut after so many"] = 67
+    held_out: Annotated[int, "images to validate by, a fifth of all at most"] = 500
+    seed: Annotated[int, "of weights, order, noise and dropout"] = 0
+    workers: Annotated[int | None, "that train; default one a GPU, or one on all CPUs"] = None
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        self.require("method", self.method in ("clipcap", "capdec", "recap"), "clipcap, capdec or recap")
+        self.require("mapper", self.mapper in ("mlp", "transformer"), "mlp or transformer")
+        self.require("noise", self.noise in ("gaussian", "ball"), "gaussian or ball")
+        self.require_positive(
+            "prefix_length", "clip_length", "layers", "heads", "neighbours", "epochs", "batch_size", "max_tokens",
+            "held_out",
+        )  # fmt: skip
+        for name in ("micro_batch", "workers", "datastore"):
+            self.require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        self.require("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 0, "0 or more")
+        self.require("learning_rate", self.learning_rate > 0, "above 0")
+        self.require("weight_decay", self.weight_decay >= 0, "0 or more")
+        self.require("dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1")
+        self.require("prompt", "{neighbours}" in self.prompt, "a text that contains {neighbours}")
+        self.require("noise_variance", self.noise_variance in (None, "auto") or _is_variance(self.noise_variance),
+                     "auto, or a number from 0 on")  # fmt: skip
+        if self.method == "clipcap":
+            if not self.pairs or self.captions:
+                raise UserError("--method clipcap learns from images: give --pairs, and no --captions")
+            if self.noise_variance or self.offset:
+                raise UserError("--method clipcap learns from images as they are: leave --noise-variance, --offset out")
+        elif not self.captions or self.pairs:
+            raise UserError(f"--method {self.method} learns from text alone: give --captions, and no --pairs")
+        if self.offset and self.method != "capdec":
+            raise UserError("--offset moves texts to where images are, for --method capdec: leave it out")
+        if self.method == "capdec" and self.normalise is False:
+            raise UserError("--method capdec puts noise on embeddings of unit length: leave --no-normalise out")
+        if self.method == "recap" and self.tune is False:
+            raise UserError("--method recap trains the language model alone: leave --no-tune out")
+
+
+def _is_variance(text: str | None) -> bool:
+    try:
+        return 0 <= float(text or "") < float("inf")
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +462,9 @@ class DemoSettings(RaySettings):
     """The whole story on rendered scenes with the embedded models, offline."""
 
     output: Annotated[str, "folder for the rendered scenes and everything made of them"] = "demo-output"
+    methods: Annotated[
+        str | None, "instead of the story, compare methods, commas between: recap,clipcap,capdec"
+    ] = None  # fmt: skip
     seed: Annotated[int, "of the scenes"] = 0
     fit_images: Annotated[int, "outlined scenes to fit the alignment on"] = 2000
     index_captions: Annotated[int, "captions in the index"] = 3000
@@ -256,3 +474,7 @@ class DemoSettings(RaySettings):
         """Raises UserError for the first value out of its range."""
         super().check()
         self.require_positive("fit_images", "index_captions", "held_out_images")
+        known = {"recap", "clipcap", "capdec"}
+        self.require(
+            "methods", self.methods is None or set(self.methods.split(",")) <= known, "some of recap,clipcap,capdec"
+        )

@@ -60,6 +60,21 @@ def read_pairs(path: str, flag: str = "--pairs") -> pa.Table:
     return pa.table({"image": grouped["image"], "captions": grouped["caption_list"]})
 
 
+def read_grouped_captions(path: str, flag: str = "--captions") -> pa.Table:
+    """Captions by the images they tell of: columns `image`, `captions` as read_pairs gives them. In a file that names
+    no images each distinct caption stands for an image of its own, by its own words.
+
+    Raises UserError as read_pairs does, but for a missing image column.
+    """
+    if suffix_of(path) != ".txt" and _names_images(path, flag):
+        return read_pairs(path, flag)
+    captions = list(dict.fromkeys(caption for batch in iter_captions(path, flag) for caption in batch))
+    if not captions:
+        raise UserError(f"{flag} {path} holds no caption")
+    lists = pa.array([[caption] for caption in captions], pa.list_(pa.string()))
+    return pa.table({"image": pa.array(captions, pa.string()), "captions": lists})
+
+
 def read_located_pairs(path: str, image_root: str | None, flag: str = "--pairs") -> pa.Table:
     """The pairs with one more column, `source`: the file of each image, below `image_root` or the table's own folder.
 
@@ -206,6 +221,16 @@ def _rating(row: tuple[Any, ...], where: str) -> tuple[str, str, float]:
 
 
 # --- columns ---
+
+
+def _names_images(path: str, flag: str) -> bool:
+    reader = COLUMN_READERS.get(suffix_of(path))
+    if reader is None:
+        return True  # COCO's, or of a format that read_pairs will refuse
+    require_file(path, flag, f"one of {FORMATS}")
+    with damage_told_in_one_line(path, flag):
+        first = next(iter(reader(path, (*IMAGE_COLUMNS, *CAPTION_COLUMNS))), None)
+    return first is not None and any(name in first.column_names for name in IMAGE_COLUMNS)
 
 
 def _columns(path: str, flag: str, with_image: bool) -> Iterator[pa.Table]:

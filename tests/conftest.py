@@ -39,10 +39,11 @@ class Built:
     alignment: str
 
     def caption_flags(self, output, **changes) -> list[str]:
-        """The flags of a `caption` command over the held-out images, as a shell would pass them."""
+        """The flags of a `caption` command over the held-out images, as a shell would pass them; None leaves out."""
         given = {"images": self.world.images, "index": self.index, "alignment": self.alignment, **TINY}
         flags = {"output": output, **given, **changes}
-        return [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        given = {f"--{name.replace('_', '-')}": str(value) for name, value in flags.items() if value is not None}
+        return [text for flag in given.items() for text in flag]
 
     def caption_settings(self, output, **changes):
         """Settings that caption the held-out images of the world."""

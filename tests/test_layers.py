@@ -15,6 +15,7 @@ LAYERS = [
     "cli",
     "pipelines",
     "captioners",
+    "training",
     "report",
     "caption_index",
     "models",

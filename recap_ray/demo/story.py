@@ -159,13 +159,13 @@ def render_table(rows: dict[str, dict[str, str]]) -> str:
     )
 
 
-def draw_all(scenes: Sequence[Scene], folder: Path, seed: int) -> list[str]:
-    """Draws scenes in the outlined style, PNG and JPEG in turn; gives the file names."""
+def draw_all(scenes: Sequence[Scene], folder: Path, seed: int, style: str = "outlined") -> list[str]:
+    """Draws scenes in a style, PNG and JPEG in turn; gives the file names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for i, scene in enumerate(scenes):
         names.append(f"scene-{i:05d}.{'jpg' if i % 2 else 'png'}")
-        render(scene, "outlined", seed=seed + i, size=PICTURE_SIDE).save(folder / names[-1], quality=95)
+        render(scene, style, seed=seed + i, size=PICTURE_SIDE).save(folder / names[-1], quality=95)
     return names
 
 

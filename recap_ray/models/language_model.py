@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
 from recap_ray.errors import UserError
-from recap_ray.models.blocks import LANES, ROWS, rounded_up
+from recap_ray.models.blocks import FEWEST_ROWS, LANES, rows_for
 from recap_ray.models.decoder import Decoder, Prompts, can_be_captured, check_driven
 from recap_ray.models.device import Compute, load_errors
 from recap_ray.models.names import LANGUAGE_MODEL_ALIASES, folder_identity
+from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.models.search import Decoding, search
 from recap_ray.models.slot_cache import IMPLEMENTATION
 
@@ -39,21 +40,29 @@ def language_model_identity(name: str) -> str:
     return folder_identity(folder.resolve()) if folder.is_dir() else name
 
 
-def check_language_model(name: str, decoding: Decoding) -> None:
+def check_language_model(name: str, decoding: Decoding, prefix: MapperShape | None = None) -> None:
     """Raises UserError if there is no such model, if it has no room for a prompt and so many new tokens, or fewer
-    tokens than beams.
+    tokens than beams. With `prefix` the model is that of --decoder, which continues what such a mapper makes.
 
     Reads its configuration, not its weights.
     """
-    with load_errors("--language-model", name):
+    flag = "--decoder" if prefix else "--language-model"
+    with load_errors(flag, name):
         config = AutoConfig.from_pretrained(LANGUAGE_MODEL_ALIASES.get(name, name), trust_remote_code=False)
-    if decoding.max_new_tokens > positions(config) // 2:
+    text = config.get_text_config()
+    if prefix and prefix.width != text.hidden_size:
         raise UserError(
-            f"--max-new-tokens {decoding.max_new_tokens}: --language-model {name} has {positions(config)} positions, "
-            "of which the prompt needs at least half"
+            f"{flag} {name} is out of step: its mapper makes embeddings of {prefix.width} numbers, its language model "
+            f"reads {text.hidden_size}; make it again"
         )
-    if decoding.beams > (size := config.get_text_config().vocab_size):
-        raise UserError(f"--beams {decoding.beams}: --language-model {name} has {size} tokens to begin with")
+    room = positions(config)
+    if decoding.max_new_tokens > (room - prefix.prefix_length if prefix else room // 2):
+        taken = f"its prefix takes {prefix.prefix_length}" if prefix else "the prompt needs at least half"
+        raise UserError(
+            f"--max-new-tokens {decoding.max_new_tokens}: {flag} {name} has {room} positions, of which {taken}"
+        )
+    if decoding.beams > text.vocab_size:
+        raise UserError(f"--beams {decoding.beams}: {flag} {name} has {text.vocab_size} tokens to begin with")
 
 
 def positions(config: Any) -> int:
@@ -62,12 +71,12 @@ def positions(config: Any) -> int:
 
 
 class LanguageModel:
-    """A loaded language model with its tokenizer."""
+    """A loaded language model with its tokenizer; `flag` is what named it, for the message if it cannot be loaded."""
 
-    def __init__(self, name: str, compute: Compute = Compute()):
+    def __init__(self, name: str, compute: Compute = Compute(), flag: str = "--language-model"):
         path = LANGUAGE_MODEL_ALIASES.get(name, name)
         disable_progress_bar()  # an actor's bar would be noise in the driver's log
-        with load_errors("--language-model", name):
+        with load_errors(flag, name):
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left", trust_remote_code=False)
@@ -119,7 +128,7 @@ class LanguageModel:
 
     def _cut(self, lengths: list[int], decoding: Decoding) -> Iterator[list[int]]:
         tokens = max(lengths, default=0) + LANES + decoding.slots * decoding.max_new_tokens  # of a prompt
-        size = max(ROWS, min(SLOTS_IN_A_BATCH[self.device.type] // decoding.slots, self.room // tokens))
+        size = max(FEWEST_ROWS, min(SLOTS_IN_A_BATCH[self.device.type] // decoding.slots, self.room // tokens))
         size = 1 << (size.bit_length() - 1)
         by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # the largest first, which takes the memory
         for start in range(0, len(by_length), size):
@@ -152,9 +161,9 @@ class LanguageModel:
 
 
 def _filled(count: int, static: bool) -> int:
-    """How many prompts a batch of `count` is made: a multiple of ROWS, and for graphs, which have fixed shapes, a power
-    of two, so that there are few of them."""
-    return max(ROWS, 1 << (count - 1).bit_length()) if static else rounded_up(count, ROWS)
+    """How many prompts a batch of `count` is made: as many as products want, and for graphs, which have fixed shapes, a
+    power of two, so that there are few of them."""
+    return max(FEWEST_ROWS, 1 << (count - 1).bit_length()) if static else rows_for(count)
 
 
 def _first_sentence(text: str) -> str:

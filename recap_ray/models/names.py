@@ -11,12 +11,15 @@ from recap_ray.runs import digest_of, file_digest
 CLIP_ALIASES = {"tiny": f"local-dir:{TINY_CLIP}"}
 LANGUAGE_MODEL_ALIASES = {"tiny": str(TINY_LANGUAGE_MODEL)}
 
+OF_THE_RUN = ("run.json", "summary.json")  # what a job keeps beside a model that it made
+
 
 @cache
 def folder_identity(folder: Path) -> str:
     """The folder's name and a digest of its files: the same model is the same on every machine.
 
-    Weights, configuration and tokenizer count; other files (a README) do not.
+    Weights, configuration and tokenizer count; other files (a README, the run that made it) do not.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".safetensors"))
+    files = [path for path in files if path.name not in OF_THE_RUN]
     return f"{folder.name}@{digest_of({path.name: file_digest(path) for path in files})}"

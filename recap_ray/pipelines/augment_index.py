@@ -42,6 +42,7 @@ ALIGNMENT_FILES = ("alignment.*", "run.json", "_SUCCESS")
 
 def augment_index(settings: AugmentIndexSettings) -> int:
     """Runs the loop, or what is missing of it; returns the exit code."""
+    settings = settings.resolved()
     if find_spec("pycocoevalcap") is None:  # told now, not after the first round's work
         raise MissingExtra("pycocoevalcap", "eval", "choosing the best round by CIDEr")
     training, validation = split_pairs(settings)

@@ -33,11 +33,12 @@ from recap_ray.settings import CaptionSettings
 from recap_ray.sources import list_images
 from recap_ray.stage_times import StageClock, summarise_times, times_table
 
-PATHS = ("images", "index", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
+PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
 
 
 def caption(settings: CaptionSettings) -> int:
     """Captions every image that has no row yet; returns the exit code."""
+    settings = settings.resolved()
     captioner = make_captioner(settings)
     preparer = captioner.preparer
     listing = list_images(settings.images)

@@ -30,10 +30,10 @@ ACTOR_RETRIES = {"max_restarts": 2, "max_task_retries": 1}
 
 
 @contextmanager
-def ray_session(settings: RaySettings) -> Iterator[None]:
+def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]:
     """Ray for the length of a job: the cluster of RAY_ADDRESS, else a local one, which is ended afterwards.
 
-    A session inside another one uses the outer one's Ray.
+    A session inside another one uses the outer one's Ray. With `training` workers keep the noise of Ray Train back.
     """
     started = not ray.is_initialized()
     if started:
@@ -54,6 +54,7 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
+                runtime_env={"worker_process_setup_hook": "recap_ray.pipelines.quiet.hush"} if training else None,
                 **common,
             )
     context = DataContext.get_current()

@@ -7,10 +7,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import ray
 
+from recap_ray.demo.comparison import Methods, compare
 from recap_ray.demo.story import World, tell
 from recap_ray.errors import UserError
 from recap_ray.pipelines.cluster import ray_session
@@ -30,10 +32,14 @@ def demo(settings: DemoSettings) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()
     print("rendering scenes ...", flush=True)
-    world = World.render(
-        folder / "world", settings.fit_images, settings.index_captions, settings.held_out_images, settings.seed
-    )
-    with ray_session(settings):
+    sizes = (settings.fit_images, settings.index_captions, settings.held_out_images, settings.seed)
+    methods = settings.methods.split(",") if settings.methods else None
+    told: Callable[[Callable[[Sequence[str]], None]], None]
+    if methods:
+        told = partial(compare, folder, Methods.render(folder / "world", *sizes), methods)
+    else:
+        told = partial(tell, folder, World.render(folder / "world", *sizes))
+    with ray_session(settings, training=bool(methods)):
         environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
         def run(arguments: Sequence[str]) -> None:
@@ -42,7 +48,7 @@ def demo(settings: DemoSettings) -> int:
             subprocess.run(command, env=environment, check=True)
 
         try:
-            tell(folder, world, run)
+            told(run)
         except subprocess.CalledProcessError as error:
             print(f"the demo stopped: the command above ended with exit code {error.returncode}", file=sys.stderr)
             return 1

@@ -35,6 +35,7 @@ MODELS = {
     "method": "method",
     "clip": "CLIP",
     "language_model": "language model",
+    "decoder": "decoder",
     "alignment": "alignment",
     "index": "caption index",
 }
@@ -68,7 +69,7 @@ def render_gallery(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], su
         images_of_run=summary.get("images", len(rows)),
         speed=_finite(summary.get("images_per_second")),
         seconds=_finite(summary.get("seconds")),
-        models=[(label, settings[name] or "none") for name, label in MODELS.items() if name in settings],
+        models=[(label, settings[name] or "none") for name, label in MODELS.items() if _tells(settings, name)],
         settings=flatten(settings),
         fingerprint=run.get("fingerprint"),
         cards=(card(row) for row in rows),
@@ -148,6 +149,11 @@ def _scored(texts: Iterable[str] | None, scores: Iterable[float] | None) -> list
     known = [] if scores is None else [_finite(score) for score in scores]
     pairs = list(zip(texts, known + [None] * (len(texts) - len(known)), strict=False))
     return sorted(pairs, key=lambda pair: math.inf if pair[1] is None else -pair[1])
+
+
+def _tells(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether a setting is the method's: None is what it has no use for, but for the map, which it may do without."""
+    return bool(settings.get(name)) or (name == "alignment" and name in settings)
 
 
 def _finite(number: float | None) -> float | None:

@@ -8,6 +8,9 @@ import pytest
 
 from recap_ray.alignment import LinearAlignment
 from recap_ray.cli import run
+from tests.models.published import write_decoder
+
+PREFIX = {"index": None, "language_model": None}  # flags that clipcap has no use for
 
 
 @pytest.fixture
@@ -70,7 +73,8 @@ def test_a_folder_without_images(attempt, tmp_path):
 
 
 def test_an_unknown_method(attempt):
-    assert attempt(method="magic") == "recap-ray: --method magic is unknown: expected one of recap"
+    expected = "recap-ray: --method magic is unknown: expected one of recap, clipcap, capdec"
+    assert attempt(method="magic") == expected
 
 
 def test_an_output_of_another_run(attempt, tmp_path):
@@ -113,11 +117,36 @@ def test_an_unknown_clip_and_language_model(attempt, tmp_path):
         ({"neighbours": 401}, "--neighbours 401: --index"),
         ({"top-p": 1.5}, "--top-p 1.5: expected above 0, at most 1"),
         ({"prompt": "no place"}, "expected a text that contains {neighbours}"),
-        ({"temperature": 0}, "add --candidates 1"),
+        ({"temperature": 0, "candidates": 2}, "add --candidates 1"),
     ],
 )
 def test_values_out_of_range(attempt, flags, message):
     assert message in attempt(**flags)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory) -> str:
+    return write_decoder(tmp_path_factory.mktemp("decoder"))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({}, "--index is not for --method clipcap: leave it out"),
+        ({"index": None}, "--language-model is not for --method clipcap: leave it out"),
+        ({**PREFIX, "decoder": None}, "--method clipcap writes with a decoder: give --decoder, a folder made by"),
+        ({**PREFIX, "decoder": "none"}, "--decoder none (make it with train-decoder or import-decoder): none/decoder"),
+        ({**PREFIX, "method": "capdec"}, "was made for --method clipcap, not capdec"),
+        ({**PREFIX, "clip": "ViT-B-32:openai", "alignment": None}, "(128 dimensions), but --clip is ViT-B-32:openai"),
+        ({**PREFIX, "candidates": 6}, "--beams 5 gives no more captions: --candidates can be 5 at most"),
+        ({**PREFIX, "temperature": 0}, "--temperature 0.0 is of sampling, but --beams is 5: add --beams 0"),
+        ({**PREFIX, "max-new-tokens": 77}, "--max-new-tokens 77: --decoder"),
+        ({"method": "recap"}, "--decoder is not for --method recap: leave it out"),
+        ({"method": "recap", "decoder": None, "index": None}, "--method recap retrieves captions: give --index"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_the_other_flags(attempt, decoder, flags, message):
+    assert message in attempt(**{"method": "clipcap", "decoder": decoder, **flags})
 
 
 def test_an_index_out_of_step_is_told_by_the_actor_in_one_line(built, tmp_path, capsys):

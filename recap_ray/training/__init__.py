@@ -1,0 +1,1 @@
+"""Training of decoders: examples read back from Parquet, batches that follow from a seed, the loop over them."""
