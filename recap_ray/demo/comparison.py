@@ -20,7 +20,7 @@ from recap_ray.demo.story import COLOURS, KINDS, PART_ROWS, REFERENCES, draw_all
 
 STYLES = ("filled", "outlined")
 CAPTIONS_A_SCENE = 2  # to train on
-TRAINING = ("--epochs", "4", "--batch-size", "40", "--learning-rate", "1e-3", "--part-rows", "1000", "--seed", "0")
+TRAINING = ("--epochs", "16", "--batch-size", "40", "--learning-rate", "1e-3", "--part-rows", "1000", "--seed", "0")
 RECAP = ("--neighbours", "6", "--candidates", "24", "--temperature", "1", "--language-model", "tiny")
 NO_NOISE = "capdec, no noise"
 METHODS = ("recap", "clipcap", "capdec")
@@ -39,15 +39,14 @@ class Methods:
     def render(cls, folder: Path, fit_images: int, index_captions: int, held_out: int, seed: int) -> Methods:
         """Draws the scenes to learn from and to caption in both styles, and writes all files of captions.
 
-        ClipCap learns from twice the scenes that a map is fitted on.
+        The map and the decoders learn from the same scenes.
         """
-        shown = sample_scenes(2 * fit_images, seed + 1, evaluation=False, colours=COLOURS, kinds=KINDS)
+        shown = sample_scenes(fit_images, seed + 1, evaluation=False, colours=COLOURS, kinds=KINDS)
         indexed = sample_scenes(index_captions, seed + 2, evaluation=False, colours=COLOURS, kinds=KINDS)
         held = sample_scenes(held_out, seed + 3, evaluation=True, colours=COLOURS, kinds=KINDS)
         for style in STYLES:
-            drawn = shown if style == "filled" else shown[:fit_images]
-            names = [f"{style}/{key}" for key in draw_all(drawn, folder / style, seed, style)]
-            write_pairs(folder / f"{style}-pairs.tsv", names[:fit_images], shown, 1, seed)
+            names = [f"{style}/{key}" for key in draw_all(shown, folder / style, seed, style)]
+            write_pairs(folder / f"{style}-pairs.tsv", names, shown, 1, seed)
             if style == "filled":
                 write_pairs(folder / "training-pairs.tsv", names, shown, CAPTIONS_A_SCENE, seed)
             keys = draw_all(held, folder / f"{style}-held-out", seed + 10_000_000, style)

@@ -206,6 +206,8 @@ def _fit(plan: Plan, steps: int) -> None:
         raise UserError(
             f"--workers {workers}: there are {cpus} CPUs and {ray.cluster_resources().get('GPU', 0):g} GPUs"
         )
+    # One worker where there is one machine is this process: Ray Train's other processes take half a minute to start.
+    alone = workers == 1 and sum(node["Alive"] for node in ray.nodes()) == 1
     threads = 1 if on_gpu else max(1, cpus // workers)
     config = {"plan": Plan(**{**plan.__dict__, "threads": threads})}
     scratch = plan.folder / ".ray_train"
@@ -213,7 +215,9 @@ def _fit(plan: Plan, steps: int) -> None:
         _work,
         train_loop_config=config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": threads, **({"GPU": 1} if on_gpu else {})}
+            num_workers=0 if alone else workers,
+            use_gpu=on_gpu,
+            resources_per_worker={"CPU": threads, **({"GPU": 1} if on_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
             name="train",
@@ -238,6 +242,7 @@ def _fit(plan: Plan, steps: int) -> None:
 def _work(config: dict[str, Any]) -> None:
     """One worker, from the loading of the model to the decoder's files, which the first one writes."""
     plan: Plan = config["plan"]
+    before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     device = ray.train.torch.get_device()
     model, tokenizer = load(plan)
@@ -250,6 +255,7 @@ def _work(config: dict[str, Any]) -> None:
         load_best(model, plan.folder)
         model.save(plan.folder)
         tokenizer.save_pretrained(plan.folder)
+    torch.set_num_threads(before)
 
 
 def load(plan: Plan) -> tuple[Trainable, Any]:
