@@ -1,5 +1,6 @@
 """Which tokens are chosen: sampling (greedy where the temperature is 0) and beam search, for a whole batch at once.
 
+The first token is never one that ends a caption: a caption has words.
 No step waits for the device, except that every few steps it is asked which slots have ended (`look_every`).
 """
 
@@ -55,7 +56,7 @@ def sample(
     tokens = torch.zeros(draws.shape, dtype=torch.long, device=draws.device)
     ended = torch.zeros(len(draws), dtype=torch.bool, device=draws.device)
     rows = torch.arange(len(draws), device=draws.device)
-    logits = decoder.begin(prompts, slots, steps).repeat_interleave(slots, 0)
+    logits = decoder.begin(prompts, slots, steps).masked_fill(stops, -torch.inf).repeat_interleave(slots, 0)
     for step in range(steps):
         new = draw_tokens(logits, draws[rows, step], decoding)
         tokens[rows, step] = new
@@ -74,7 +75,8 @@ def sample(
 def beam_search(decoder: Decoder, prompts: Prompts, stops: torch.Tensor, beams: int, steps: int) -> torch.Tensor:
     """Tokens (n, beams, steps), best beam first by mean log-probability: ClipCap's rule (Mokady, Hertz, Bermano, arXiv
     2111.09734, in its code), under which a beam that has ended goes on competing with its mean."""
-    sums, new = top_log_probabilities(decoder.begin(prompts, beams, steps), beams)  # (n, beams)
+    first_logits = decoder.begin(prompts, beams, steps).masked_fill(stops, -torch.inf)
+    sums, new = top_log_probabilities(first_logits, beams)  # (n, beams)
     lengths, ended = torch.ones_like(sums), stops[new]
     tokens = torch.zeros((*new.shape, steps), dtype=torch.long, device=new.device)
     tokens[..., 0] = new

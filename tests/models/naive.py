@@ -28,6 +28,8 @@ def sample_naively(model, prefix, key: str, decoding: Decoding, stops: torch.Ten
         tokens: list[int] = []
         for draw in draws:
             logits = logits_after(model, prefix, [tokens])
+            if not tokens:  # a caption has words
+                logits = logits.masked_fill(stops, -torch.inf)
             tokens.append(int(draw_tokens(logits, torch.tensor([draw]), decoding)))
             if stops[tokens[-1]]:
                 break
@@ -43,7 +45,10 @@ def beam_search_naively(model, prefix, beams: int, steps: int, stops: torch.Tens
         if not going_on:
             break
         options = [(total / len(tokens), tokens, total) for tokens, total in kept if tokens and stops[tokens[-1]]]
-        added = logits_after(model, prefix, [tokens for tokens, _ in going_on]).log_softmax(-1)
+        logits = logits_after(model, prefix, [tokens for tokens, _ in going_on])
+        if not going_on[0][0]:
+            logits = logits.masked_fill(stops, -torch.inf)
+        added = logits.log_softmax(-1)
         for (tokens, total), row in zip(going_on, added):
             for token in row.topk(beams).indices.tolist():
                 new = total + float(row[token])
