@@ -19,8 +19,9 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch.nn import functional
 
 from recap_ray.errors import UserError
+from recap_ray.models.blocks import fill_rows
 from recap_ray.models.clip_text import TextEncoder
-from recap_ray.models.clip_tower import fill_rows, to_device
+from recap_ray.models.clip_tower import to_device
 from recap_ray.models.device import Compute, load_errors
 from recap_ray.models.names import CLIP_ALIASES, folder_identity
 from recap_ray.runs import read_json

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from recap_ray.models.blocks import fill_rows
 from recap_ray.models.clip_tokenizer import fast_tokenizer
-from recap_ray.models.clip_tower import Packed, PackedTower, fill_rows, packed_tower, to_device
+from recap_ray.models.clip_tower import Packed, PackedTower, packed_tower, to_device
 
 log = logging.getLogger(__name__)
 

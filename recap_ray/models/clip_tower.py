@@ -20,11 +20,6 @@ from torch.nn import Linear, functional
 from recap_ray.models.blocks import LANES, ROWS, rounded_up, rows_for
 
 
-def fill_rows(batch: torch.Tensor) -> torch.Tensor:
-    """The batch (n, ...) with its last row repeated, so that it has as many as products want."""
-    return torch.cat([batch, batch[-1:].expand(rows_for(len(batch)) - len(batch), *batch.shape[1:])])
-
-
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor there; to a GPU from pinned memory, which waits for nothing that runs on it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

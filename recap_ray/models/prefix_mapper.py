@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from recap_ray.models.blocks import fill_rows
 
 MAPPERS = ("mlp", "transformer")
 
-# Rows in a product, always: how many there are decides on the kernel and so on the last bits. A part is filled up by
-# 16 rows on average, of 1,024.
+# Embeddings in one forward pass, which bounds its memory: a transformer holds 80 positions of each.
 MAPPED_AT_ONCE = 32
 
 
@@ -41,8 +42,8 @@ class MapperShape:
 def prefixes(mapper: nn.Module, embeddings: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Prefixes (n, P, width) of embeddings (n, D), n at least 1; on a CPU a row is the same to the last bit whatever
     the others are."""
-    filled = pad(embeddings, (0, 0, 0, -len(embeddings) % MAPPED_AT_ONCE))
-    return torch.cat([mapper(batch).to(dtype) for batch in filled.split(MAPPED_AT_ONCE)])[: len(embeddings)]
+    batches = embeddings.split(MAPPED_AT_ONCE)
+    return torch.cat([mapper(fill_rows(batch)).to(dtype)[: len(batch)] for batch in batches])
 
 
 class MlpMapper(nn.Module):

@@ -34,7 +34,7 @@ def embed_pairs(parts: list[pa.Table], card: ClipCard, compute: Compute, limits:
     One row a part: `pairs` (EmbeddedPairs of the images that could be read, as bytes, and as the model gives them),
     `images` (their names), `rows` (images given) and `errors` (codes of the others, separated by blanks).
     """
-    parts = [part.set_column(part.column_names.index("captions"), "captions", _as_json(part)) for part in parts]
+    parts = [part.set_column(part.column_names.index("captions"), "captions", captions_as_json(part)) for part in parts]
     loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
     actors = model_stage(compute.device, len(parts))
     return (
@@ -80,7 +80,7 @@ def embed_texts(texts: Sequence[str], card: ClipCard, compute: Compute) -> tuple
     return rows, found
 
 
-def _as_json(part: pa.Table) -> pa.Array:
+def captions_as_json(part: pa.Table) -> pa.Array:
     """The captions of each image as JSON: a ragged list does not survive the way through numpy batches."""
     return pa.array(map(json.dumps, part["captions"].to_pylist()), pa.string())
 

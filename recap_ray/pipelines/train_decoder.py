@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from recap_ray.artifacts import open_alignment
 from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
 from recap_ray.models.clip import ClipCard
-from recap_ray.models.decoder_card import DecoderCard
+from recap_ray.models.decoder_card import MAPPER_WEIGHTS, DecoderCard
 from recap_ray.models.device import Compute
 from recap_ray.models.language_model import language_model_identity, positions
 from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.models.trainable import Trainable, new_trainable, width_of
-from recap_ray.parts import finished_parts, plan_parts, remove_leftovers
+from recap_ray.parts import Part, finished_parts, plan_parts, remove_leftovers
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.training_stages import embed_examples, listing_of_captions, listing_of_pairs
 from recap_ray.progress import Progress
@@ -52,6 +53,7 @@ from recap_ray.training.loop import (
     Hyperparameters,
     Loop,
     load_best,
+    numbers_in,
     read_standing,
     total_steps,
 )
@@ -72,8 +74,6 @@ class Plan:
     shape: MapperShape | None
     tuned: bool
     noise: Noise | None
-    hyperparameters: Hyperparameters
-    threads: int
 
 
 def train_decoder(settings: TrainDecoderSettings) -> int:
@@ -102,16 +102,15 @@ def train_decoder(settings: TrainDecoderSettings) -> int:
         print(f"the decoder in {run.folder} is already trained so")
         return 0
     with ray_session(settings, training=True):
-        errors = _embed(
-            settings, card, limits, of_images, plan_parts(run.folder / "plan", listing, settings.part_rows), run
-        )
+        parts = plan_parts(run.folder / "plan", listing, settings.part_rows)
+        _embed(settings, card, limits, of_images, parts, run)
         examples = Examples.read(run.folder / "embedded")
         training, validation = examples.split(settings.held_out)
         noise = noise_of(settings, examples, offset)
-        plan = Plan(settings, run.folder, shape, tuned, noise, hyperparameters_of(settings, len(training)), 1)
-        print(_told(plan, examples, len(training), len(validation)), flush=True)
-        _fit(plan, total_steps(len(training), plan.hyperparameters))
-    _finish(run, plan, card, examples, len(training), len(validation), errors)
+        plan = Plan(settings, run.folder, shape, tuned, noise)
+        print(_told(plan, len(training), len(validation)), flush=True)
+        _fit(plan, total_steps(len(training), settings.batch_size, settings.epochs))
+    _finish(run, plan, card, len(training), len(validation), examples.left_out)
     return 0
 
 
@@ -156,11 +155,11 @@ def noise_of(settings: TrainDecoderSettings, examples: Examples, offset: np.ndar
     return Noise(settings.noise, variance, offset)
 
 
-def hyperparameters_of(settings: TrainDecoderSettings, captions: int) -> Hyperparameters:
-    """With the defaults that depend on the number of captions."""
-    steps = settings.epochs * -(-captions // settings.batch_size)
+def hyperparameters_of(settings: TrainDecoderSettings, captions: int, device: torch.device) -> Hyperparameters:
+    """With the defaults that depend on the number of captions and on the worker's device."""
+    steps = total_steps(captions, settings.batch_size, settings.epochs)
     warmup = min(LONGEST_WARMUP, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
-    dtype = Compute(settings.device, settings.precision).choose_dtype(on_gpu=torch.bfloat16)
+    dtype = Compute(device.type, settings.precision).choose_dtype(on_gpu=torch.bfloat16)
     return Hyperparameters(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -174,9 +173,9 @@ def hyperparameters_of(settings: TrainDecoderSettings, captions: int) -> Hyperpa
 
 
 def _embed(
-    settings: TrainDecoderSettings, card: ClipCard, limits: ImageLimits, of_images: bool, parts: list, run: Run
-) -> int:
-    """Embeds what has no embedding yet; gives how many images could not be read."""
+    settings: TrainDecoderSettings, card: ClipCard, limits: ImageLimits, of_images: bool, parts: list[Part], run: Run
+) -> None:
+    """Embeds what has no embedding yet."""
     folder = run.folder / "embedded"
     remove_leftovers(folder)
     done = finished_parts(folder)
@@ -188,7 +187,6 @@ def _embed(
         for report in embed_examples(todo, card, compute, limits, of_images, folder).iter_rows():
             progress.update(report["rows"], report["errors"])
     progress.finish()
-    return progress.errors
 
 
 # --- the workers ---
@@ -204,16 +202,16 @@ def _fit(plan: Plan, steps: int) -> None:
     workers = settings.workers or (int(ray.cluster_resources()["GPU"]) if on_gpu else 1)
     if workers > (int(ray.cluster_resources()["GPU"]) if on_gpu else cpus):
         raise UserError(
-            f"--workers {workers}: there are {cpus} CPUs and {ray.cluster_resources().get('GPU', 0):g} GPUs"
+            f"--workers {workers}: there are {cpus} CPUs and {ray.cluster_resources().get('GPU', 0):g} GPUs, and each "
+            "worker takes one GPU, or without GPUs one CPU; give fewer"
         )
     # One worker where there is one machine is this process: Ray Train's other processes take half a minute to start.
     alone = workers == 1 and sum(node["Alive"] for node in ray.nodes()) == 1
     threads = 1 if on_gpu else max(1, cpus // workers)
-    config = {"plan": Plan(**{**plan.__dict__, "threads": threads})}
     scratch = plan.folder / ".ray_train"
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config=config,
+        train_loop_config={"plan": plan, "threads": threads},
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if alone else workers,
             use_gpu=on_gpu,
@@ -243,14 +241,15 @@ def _work(config: dict[str, Any]) -> None:
     """One worker, from the loading of the model to the decoder's files, which the first one writes."""
     plan: Plan = config["plan"]
     before = torch.get_num_threads()
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(config["threads"])
     device = ray.train.torch.get_device()
     model, tokenizer = load(plan)
     examples = Examples.read(plan.folder / "embedded")
     numbers = examples.split(plan.settings.held_out)
     batches = batches_of(plan, examples, tokenizer, model, numbers[0], device)
-    decode = lambda row: tokenizer.decode(row, skip_special_tokens=True)  # noqa: E731
-    Loop(model, batches, numbers, plan.hyperparameters, plan.folder, device, decode).run()
+    given = hyperparameters_of(plan.settings, len(numbers[0]), device)
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    Loop(model, batches, numbers, given, plan.folder, device, decode).run()
     if ray.train.get_context().get_world_rank() == 0:
         load_best(model, plan.folder)
         model.save(plan.folder)
@@ -323,19 +322,17 @@ def _show(entry: dict[str, Any], progress: Progress) -> None:
 # --- the end ---
 
 
-def _finish(
-    run: Run, plan: Plan, card: ClipCard, examples: Examples, training: int, validation: int, errors: int
-) -> None:
+def _finish(run: Run, plan: Plan, card: ClipCard, training: int, validation: int, left_out: int) -> None:
     settings, standing = plan.settings, read_standing(run.folder)
-    model, _ = load(plan)
+    weights = [run.folder / name for name in ("model.safetensors", MAPPER_WEIGHTS)]
     summary = {
         "method": settings.method,
         "captions": training,
         "validation_captions": validation,
-        "images_left_out": errors,
+        "images_left_out": left_out,
         "noise_variance": plan.noise.variance if plan.noise else None,
-        "trained_parameters": sum(weight.numel() for weight in model.changing().values()),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trained_parameters": numbers_in(run.folder / BEST),
+        "parameters": sum(numbers_in(path) for path in weights if path.exists()),
         "steps": standing.step,
         "best_epoch": standing.best_epoch,
         "validation_loss": standing.best_loss,
@@ -369,7 +366,7 @@ def _finish(
     )
 
 
-def _told(plan: Plan, examples: Examples, training: int, validation: int) -> str:
+def _told(plan: Plan, training: int, validation: int) -> str:
     mapper = f"{plan.shape.kind} mapper, " if plan.shape else ""
     noise = f", noise of variance {plan.noise.variance:.4g}" if plan.noise and plan.noise.variance else ""
     frozen = "" if plan.tuned else " (frozen)"

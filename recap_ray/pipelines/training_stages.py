@@ -21,7 +21,7 @@ from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
 from recap_ray.parts import Part, commit
 from recap_ray.pipelines.cluster import cpu_stage, light_stage, model_stage
-from recap_ray.pipelines.embedding import ClipActor
+from recap_ray.pipelines.embedding import ClipActor, captions_as_json
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.part_stages import read_part
 from recap_ray.preparing import ImagePreparer
@@ -29,7 +29,7 @@ from recap_ray.preparing import ImagePreparer
 
 def listing_of_pairs(pairs: pa.Table) -> pa.Table:
     """Pairs (columns image, source, captions) as a plan lists them: a row an image."""
-    captions = pa.array(map(json.dumps, pairs["captions"].to_pylist()), pa.string())
+    captions = captions_as_json(pairs)
     return pa.table({"key": pairs["image"], "source": pairs["source"], "group": pairs["image"], "captions": captions})
 
 

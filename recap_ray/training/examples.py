@@ -30,12 +30,14 @@ class Examples:
     names: list[str]  # of the groups
     captions: list[str]  # (n)
     rows: np.ndarray  # (n,) int64
+    left_out: int = 0  # images that could not be read, whichever session tried
 
     @classmethod
     def read(cls, folder: Path) -> Examples:
         """The rows of the part files in a folder that have an embedding, in the order of the parts."""
         tables = [pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))]
-        table = pa.concat_tables(tables).filter(pc.field("error").is_null())
+        whole = pa.concat_tables(tables)
+        table = whole.filter(pc.field("error").is_null())
         embedding = table["embedding"].combine_chunks()
         groups = table["group"].combine_chunks().dictionary_encode()
         captions = table["captions"].combine_chunks()
@@ -45,6 +47,7 @@ class Examples:
             groups.dictionary.to_pylist(),
             captions.flatten().to_pylist(),
             pc.list_parent_indices(captions).to_numpy().astype(np.int64),
+            len(whole) - len(table),
         )
 
     def split(self, held_out: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@
     O/log.jsonl                a line a step and a line an epoch, which the driver shows
 
 Order, noise and dropout of a step follow from the seed and the step, so that a loop that was killed goes on along the
-same losses. Workers add up gradients of sums of losses, each divided by the tokens of the whole batch, which they all
-know: what is learned does not depend on how a batch is cut.
+same losses. Workers add up gradients of sums of losses, each divided by the tokens of the whole batch, which they count
+together: what is learned does not depend on how a batch is cut.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Standing:
     seconds: float = 0.0
 
 
-def total_steps(captions: int, given: Hyperparameters) -> int:
+def total_steps(captions: int, batch_size: int, epochs: int = 1) -> int:
     """Of all epochs together."""
-    return given.epochs * -(-captions // given.batch_size)
+    return epochs * -(-captions // batch_size)
 
 
 def learning_rate_share(step: int, warmup: int, total: int) -> float:
@@ -93,8 +93,8 @@ class Loop:
         self.training, self.validation = numbers
         self.decode, self.end = decode, batches.texts.end
         self.rank, self.workers = (distributed.get_rank(), distributed.get_world_size()) if _grouped() else (0, 1)
-        self.per_epoch = -(-len(self.training) // given.batch_size)
-        self.total = total_steps(len(self.training), given)
+        self.per_epoch = total_steps(len(self.training), given.batch_size)
+        self.total = self.per_epoch * given.epochs
         self.weights = model.changing()
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), lr=given.learning_rate, weight_decay=given.weight_decay, fused=device.type == "cuda"
@@ -280,6 +280,12 @@ def read_standing(folder: Path) -> Standing:
         return Standing()
     with safetensors.safe_open(folder / CHECKPOINT, "pt", device="cpu") as file:
         return Standing(**json.loads(file.metadata()["standing"]))
+
+
+def numbers_in(path: Path) -> int:
+    """How many numbers a file of weights holds; only its header is read."""
+    with safetensors.safe_open(path, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 def _grouped() -> bool:
