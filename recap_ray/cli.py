@@ -30,7 +30,7 @@ JOBS: dict[str, tuple[type[s.Settings], str]] = {
     "evaluate": (s.EvaluateSettings, "recap_ray.pipelines.evaluate:evaluate"),
     "verify": (s.VerifySettings, "recap_ray.pipelines.verify:verify"),
     "report": (s.ReportSettings, "recap_ray.pipelines.report:report"),
-    "demo": (s.DemoSettings, "recap_ray.pipelines.demo:demo"),
+    "demo": (s.DemoSettings, "recap_ray.demonstration:demo"),
 }
 
 # Typer carries a click of its own and exports its UsageError only as the base of this one.

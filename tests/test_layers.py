@@ -12,6 +12,7 @@ import recap_ray
 PACKAGE = Path(recap_ray.__file__).parent
 # Each layer may import those below it (further right), and itself.
 LAYERS = [
+    "demonstration",
     "cli",
     "pipelines",
     "captioners",
@@ -88,7 +89,7 @@ def test_imports_go_downward(path):
 def test_the_embedded_world_does_not_reach_up():
     for path in FILES:
         if layer(path) == "demo":
-            assert not own(path) & {"cli", "pipelines", "captioners", "report"}, path
+            assert not own(path) & {"demonstration", "cli", "pipelines", "captioners", "report"}, path
 
 
 def test_every_job_is_a_script_and_a_command():
@@ -98,7 +99,7 @@ def test_every_job_is_a_script_and_a_command():
     assert scripts == set(JOBS)
 
 
-@pytest.mark.parametrize("module", ["part_stages", "shard_stages", "fold_sums", "loading", "rows"])
+@pytest.mark.parametrize("module", ["part_stages", "shard_stages", "fold_sums", "example_writer", "loading", "rows"])
 def test_workers_that_only_read_write_or_sum_start_without_the_models(module):
     code = f"import recap_ray.pipelines.{module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

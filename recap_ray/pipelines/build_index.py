@@ -29,7 +29,7 @@ from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
 from recap_ray.parts import remove_leftovers
 from recap_ray.pipelines.cluster import light_stage, model_stage, ray_session
-from recap_ray.pipelines.embedding import TextActor
+from recap_ray.pipelines.embedding import EmbeddingActor
 from recap_ray.pipelines.shard_stages import CaptionReader, VectorWriter
 from recap_ray.progress import Progress
 from recap_ray.runs import file_stamp, open_run
@@ -135,6 +135,6 @@ def embed_shards(shards: list[int], folder: Path, card: ClipCard, compute: Compu
     return (
         ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))
         .map_batches(CaptionReader(folder), batch_format="numpy", **light_stage())
-        .map_batches(TextActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
+        .map_batches(EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
         .map_batches(VectorWriter(folder), batch_format="numpy", **light_stage())
     )

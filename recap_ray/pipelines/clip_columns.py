@@ -6,12 +6,11 @@ distinct text once after each prefix that a score asks for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from recap_ray.alignment import LinearAlignment
 from recap_ray.artifacts import open_alignment
@@ -21,7 +20,7 @@ from recap_ray.metrics.clip_score import CLIP_S_PREFIX, CLIP_S_SCALE, aligned_cl
 from recap_ray.metrics.retrieval import ranks
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
-from recap_ray.pipelines.embedding import embed_images, embed_texts
+from recap_ray.pipelines.embedding import Embedded, embed
 from recap_ray.pipelines.evaluation_rows import EvaluationRows
 from recap_ray.settings import EvaluateSettings
 
@@ -82,22 +81,6 @@ class Scorer:
         return cls(card, alignment, True, limits)
 
 
-@dataclass(frozen=True)
-class _Vectors:
-    """Embeddings by name; rows of names that have none are NaN."""
-
-    rows: dict[str, int]
-    vectors: np.ndarray
-
-    def of(self, names: Sequence[str | None]) -> np.ndarray:
-        found = np.full((len(names), self.vectors.shape[1]), np.nan, np.float32)
-        known = [(i, self.rows[name]) for i, name in enumerate(names) if name in self.rows]
-        if known:
-            at, rows = map(list, zip(*known))
-            found[at] = self.vectors[rows]
-        return found
-
-
 def clip_columns(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSettings) -> dict[str, np.ndarray]:
     """Scores (n,) float64 by metric, NaN where a row has none, and with retrieval the rank of each image's first
     reference among those of all images, which only images with references have."""
@@ -108,11 +91,11 @@ def clip_columns(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSetting
     if scorer.alignment:
         prefixes["aCLIP-S"] = settings.aligned_prefix
     plain = [""] if settings.retrieval else []
-    texts = _embed_texts(rows, [*prefixes.values(), *plain], scorer, settings)
+    of_images = settings.retrieval or not prefixes.keys() <= columns.keys()
+    pictures, texts = _embed(rows, of_images, [*prefixes.values(), *plain], scorer, settings)
     captions = {name: texts.of([prefix + c if c else None for c in rows.captions]) for name, prefix in prefixes.items()}
-    images = None
-    if settings.retrieval or not prefixes.keys() <= columns.keys():
-        images = _embed_images(rows, scorer, settings)
+    images = pictures.of(rows.images)
+    if of_images:
         columns.setdefault("CLIP-S", clip_score(images, captions["CLIP-S"]))
         if scorer.alignment:
             columns.setdefault("aCLIP-S", aligned_clip_score(scorer.alignment(images), captions["aCLIP-S"]))
@@ -124,12 +107,12 @@ def clip_columns(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSetting
         scores = with_references(columns[name], captions[name], references)
         columns[f"Ref{name}"] = np.where(known, scores, np.nan)
     columns = {name: columns[name].astype(np.float64) for name in METRICS if name in columns}
-    if images is not None and settings.retrieval:
+    if settings.retrieval:
         columns[RANK] = _ranks(rows, scorer, images, texts)
     return columns
 
 
-def _ranks(rows: EvaluationRows, scorer: Scorer, images: np.ndarray, texts: _Vectors) -> np.ndarray:
+def _ranks(rows: EvaluationRows, scorer: Scorer, images: np.ndarray, texts: Embedded) -> np.ndarray:
     first = texts.of([own[0] if own else None for own in rows.references])
     there = np.isfinite(images).all(1) & np.isfinite(first).all(1)
     found = np.full(len(rows), np.nan)
@@ -138,18 +121,12 @@ def _ranks(rows: EvaluationRows, scorer: Scorer, images: np.ndarray, texts: _Vec
     return found
 
 
-def _embed_images(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSettings) -> np.ndarray:
-    files = {image: source for image, source in zip(rows.images, rows.sources) if source}
-    columns = {"image": list(files), "source": list(files.values())}
-    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    embedded = embed_images(
-        table, scorer.card, Compute(settings.device, settings.precision), scorer.limits, settings.part_rows
-    )
-    return _Vectors(*embedded).of(rows.images)
-
-
-def _embed_texts(rows: EvaluationRows, prefixes: Iterable[str], scorer: Scorer, settings: EvaluateSettings) -> _Vectors:
-    """Captions and references, after each prefix."""
+def _embed(
+    rows: EvaluationRows, of_images: bool, prefixes: Iterable[str], scorer: Scorer, settings: EvaluateSettings
+) -> tuple[Embedded, Embedded]:
+    """The images, if they are wanted, and captions and references after each prefix."""
+    files = {image: source for image, source in zip(rows.images, rows.sources) if source and of_images}
     texts = [text for text in rows.captions if text] + [text for own in rows.references for text in own]
     asked = [prefix + text for prefix in dict.fromkeys(prefixes) for text in texts]
-    return _Vectors(*embed_texts(asked, scorer.card, Compute(settings.device, settings.precision)))
+    compute = Compute(settings.device, settings.precision)
+    return embed(files, asked, scorer.card, compute, scorer.limits, settings.part_rows)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,40 +45,61 @@ def embed_pairs(parts: list[pa.Table], card: ClipCard, compute: Compute, limits:
     )
 
 
-def embed_images(
-    images: pa.Table, card: ClipCard, compute: Compute, limits: ImageLimits, part_rows: int
-) -> tuple[dict[str, int], np.ndarray]:
-    """Embeds images (columns image, source): where each image's row is, and the rows (n, d) as the model gives them.
-    Images that could not be read have none."""
-    captions = pa.array([[]] * len(images), pa.list_(pa.string()))
-    parts = slices(images.append_column("captions", captions), part_rows)
-    progress = Progress("CLIP", len(images), "images")
-    rows: dict[str, int] = {}
-    found = [np.zeros((0, card.embed_dim), np.float32)]
-    for part in embed_pairs(parts, card, compute, limits).iter_rows():
-        rows |= {image: len(rows) + i for i, image in enumerate(part["images"])}
-        found.append(EmbeddedPairs.from_bytes(part["pairs"]).images)
-        progress.update(part["rows"], len(part["errors"].split()))
-    progress.finish()
-    return rows, np.concatenate(found)
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings by name."""
+
+    rows: dict[str, int]
+    vectors: np.ndarray  # (n, d) float32; NaN where a picture could not be read
+
+    def of(self, names: Sequence[str | None]) -> np.ndarray:
+        """Embeddings (len(names), d), of NaN where there is none."""
+        found = np.full((len(names), self.vectors.shape[1]), np.nan, np.float32)
+        known = [(i, self.rows[name]) for i, name in enumerate(names) if name in self.rows]
+        if known:
+            at, rows = map(list, zip(*known))
+            found[at] = self.vectors[rows]
+        return found
 
 
-def embed_texts(texts: Sequence[str], card: ClipCard, compute: Compute) -> tuple[dict[str, int], np.ndarray]:
-    """Embeds texts, each distinct one once: where each text's row is, and the rows (n, d) of unit length."""
-    rows = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    table = pa.table({"row": pa.array(range(len(rows)), pa.int64()), "caption": pa.array(list(rows), pa.string())})
-    parts = slices(table, TEXT_PART_ROWS)
-    actors = model_stage(compute.device, len(parts))
-    progress = Progress("CLIP", len(rows), "texts")
-    found = np.zeros((len(rows), card.embed_dim), np.float32)
-    embedded = ray.data.from_arrow(parts).map_batches(
-        TextActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors
-    )
-    for part in embedded.iter_batches(batch_size=None, batch_format="numpy"):
-        found[part["row"]] = part["embedding"]
-        progress.update(len(part["row"]))
-    progress.finish()
-    return rows, found
+def embed(
+    images: dict[str, str], texts: Sequence[str], card: ClipCard, compute: Compute, limits: ImageLimits, part_rows: int
+) -> tuple[Embedded, Embedded]:
+    """Embeds images (name -> file), as the model gives them, and texts, each distinct one once and of unit length.
+
+    Both go to one pool of actors, so that the model is loaded once.
+    """
+    distinct = list(dict.fromkeys(texts))
+    of_images = np.full((len(images), card.embed_dim), np.nan, np.float32)
+    of_texts = np.full((len(distinct), card.embed_dim), np.nan, np.float32)
+    chains = []
+    if distinct:
+        chains.append(ray.data.from_arrow(slices(_numbered("caption", distinct), TEXT_PART_ROWS)))
+    if images:
+        loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
+        parts = ray.data.from_arrow(slices(_numbered("source", list(images.values())), part_rows))
+        chains.append(parts.map_batches(loader, batch_format="numpy", **cpu_stage()))
+    if chains:
+        actors = model_stage(compute.device, -(-len(distinct) // TEXT_PART_ROWS) - (-len(images) // part_rows))
+        embedded = (
+            chains[0]
+            .union(*chains[1:])
+            .map_batches(EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
+        )
+        progress = Progress("CLIP", len(images) + len(distinct), "images and texts")
+        for part in embedded.iter_batches(batch_size=None, batch_format="numpy"):
+            (of_images if part["of_images"][0] else of_texts)[part["row"]] = part["embedding"]
+            progress.update(len(part["row"]), int((part["error"] != "").sum()))
+        progress.finish()
+    return Embedded(_places(images), of_images), Embedded(_places(distinct), of_texts)
+
+
+def _numbered(name: str, values: list[str]) -> pa.Table:
+    return pa.table({"row": pa.array(range(len(values)), pa.int64()), name: pa.array(values, pa.string())})
+
+
+def _places(names: Iterable[str]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(names)}
 
 
 def captions_as_json(part: pa.Table) -> pa.Array:
@@ -93,13 +115,27 @@ class ClipActor(ModelActor):
         self.clip = ClipEncoder(card, compute)
 
 
-class TextActor(ClipActor):
-    """Embeds the texts of a block."""
+class EmbeddingActor(ClipActor):
+    """Embeds the images of a block, or its texts where no pixels came with it."""
+
+    def load(self, card: ClipCard, compute: Compute, texts: str = "caption", normalise_texts: bool = True) -> None:
+        """Loads the model; `texts` names the column of texts."""
+        super().load(card, compute)
+        self.texts, self.normalise_texts = texts, normalise_texts
 
     def process(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Replaces the column `caption` by `embedding` (n, d) of unit length."""
-        embedding = self.clip.encode_texts(list(batch.pop("caption")))
-        return {**batch, "embedding": embedding}
+        """The columns that came, without the pixels, and `embedding` (n, d) float32: of texts, or of images as the
+        model gives them, NaN where `error` says why; `of_images` (n,) bool."""
+        count = len(next(iter(batch.values())))
+        if "pixels" not in batch:
+            embedding = self.clip.encode_texts(list(batch[self.texts]), normalise=self.normalise_texts)
+            columns = {"embedding": embedding, "error": np.full(count, "", object), "of_images": np.zeros(count, bool)}
+            return {**batch, **columns}
+        kept = {name: column for name, column in batch.items() if name not in ("pixels", "width", "height", "times")}
+        embedding = np.full((count, self.clip.embed_dim), np.nan, np.float32)
+        good = np.flatnonzero(batch["error"] == "")
+        embedding[good] = self.clip.encode_images(batch["pixels"][good], normalise=False)
+        return {**kept, "embedding": embedding, "of_images": np.ones(count, bool)}
 
 
 class PairsActor(ClipActor):

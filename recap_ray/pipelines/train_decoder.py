@@ -10,7 +10,6 @@ D/summary.json          losses, seconds, sizes
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import threading
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import ray
 import ray.train
 import ray.train.torch
@@ -89,6 +89,11 @@ def train_decoder(settings: TrainDecoderSettings) -> int:
         if of_images
         else listing_of_captions(read_grouped_captions(given))
     )
+    if settings.noise_variance == "auto" and len(pc.unique(listing["group"])) == len(listing):
+        raise UserError(
+            f"--noise-variance auto: no image in --captions {settings.captions} has two captions to compare; "
+            f"give a number ({CAPDEC_VARIANCE} in the paper), or captions with the names of their images"
+        )
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     named = {name: value for name, value in asdict(settings).items() if name not in NOT_SHAPING}
     shaping = named | {
@@ -147,11 +152,6 @@ def noise_of(settings: TrainDecoderSettings, examples: Examples, offset: np.ndar
         return None if settings.normalise is False else Noise()
     given = settings.noise_variance or (CAPDEC_VARIANCE if settings.method == "capdec" else "0")
     variance = float(given) if given != "auto" else estimate_variance(examples.embeddings, examples.groups)
-    if math.isnan(variance):
-        raise UserError(
-            f"--noise-variance auto: no image in --captions {settings.captions} has two captions to compare; "
-            f"give a number ({CAPDEC_VARIANCE} in the paper), or captions with the names of their images"
-        )
     return Noise(settings.noise, variance, offset)
 
 

@@ -7,21 +7,19 @@ O/embedded/part-000000-<digest>.parquet    committed by rename; what is there is
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from recap_ray.images import ImageLimits
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
-from recap_ray.parts import Part, commit
+from recap_ray.parts import Part
 from recap_ray.pipelines.cluster import cpu_stage, light_stage, model_stage
-from recap_ray.pipelines.embedding import ClipActor, captions_as_json
+from recap_ray.pipelines.embedding import EmbeddingActor, captions_as_json
+from recap_ray.pipelines.example_writer import ExampleWriter
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.part_stages import read_part
 from recap_ray.preparing import ImagePreparer
@@ -58,45 +56,6 @@ def embed_examples(
         loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
         chain = chain.map_batches(loader, batch_format="numpy", **cpu_stage())
     actors = model_stage(compute.device, len(parts))
-    chain = chain.map_batches(ExampleActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
+    given = (card, compute, "source", False)
+    chain = chain.map_batches(EmbeddingActor, fn_constructor_args=given, batch_format="numpy", **actors)
     return chain.map_batches(ExampleWriter(folder), batch_format="numpy", **light_stage())
-
-
-class ExampleActor(ClipActor):
-    """Embeds the images of a block, or its captions where no pictures came with them."""
-
-    def process(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The rows with their `embedding` (n, d), as the model gives it, and `error`, "" where all is well."""
-        count = len(batch["key"])
-        columns = {name: batch[name] for name in ("key", "group", "captions", "part")}
-        if "pixels" not in batch:
-            embedding = self.clip.encode_texts(list(batch["source"]), normalise=False)
-            return {**columns, "embedding": embedding, "error": np.full(count, "", object)}
-        embedding = np.zeros((count, self.clip.embed_dim), np.float32)
-        good = np.flatnonzero(batch["error"] == "")
-        embedding[good] = self.clip.encode_images(batch["pixels"][good], normalise=False)
-        return {**columns, "embedding": embedding, "error": batch["error"]}
-
-
-@dataclass(frozen=True)
-class ExampleWriter:
-    """Commits the Parquet file of a part."""
-
-    folder: Path
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One row of report."""
-        embedding = np.ascontiguousarray(batch["embedding"], np.float32)
-        error = [error or None for error in batch["error"]]
-        table = pa.table(
-            {
-                "key": pa.array(batch["key"], pa.string()),
-                "group": pa.array(batch["group"], pa.string()),
-                "captions": pa.array(map(json.loads, batch["captions"]), pa.list_(pa.string())),
-                "embedding": pa.FixedSizeListArray.from_arrays(embedding.ravel(), embedding.shape[1]),
-                "error": pa.array(error, pa.string()),
-            }
-        )
-        path = self.folder / f"{batch['part'][0]}.parquet"
-        commit(path, lambda temporary: pq.write_table(table, temporary))
-        return {"rows": np.array([len(table)]), "errors": np.array([sum(map(bool, error))])}

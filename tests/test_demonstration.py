@@ -1,11 +1,11 @@
-"""The demo on a small world: every job as a process of its own, as `make demo` runs them."""
+"""The demo on a small world: every command is really run, as `make demo` runs them."""
 
 import pyarrow.parquet as pq
 import pytest
 
 from recap_ray.demo import story
+from recap_ray.demonstration import demo
 from recap_ray.errors import UserError
-from recap_ray.pipelines.demo import demo
 from recap_ray.settings import DemoSettings
 
 

@@ -1,17 +1,17 @@
-"""The demo job: one Ray for all commands of the story, each run as a process of its own, as a user would."""
+"""The demo job: the commands of a story (demo/), each through the command line as a user would give it, on one Ray.
+
+They run in this process: what Python, torch and Ray need to start, about ten seconds a command, is paid once.
+"""
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import ray
-
+from recap_ray import cli
 from recap_ray.demo.comparison import Methods, compare
 from recap_ray.demo.story import World, tell
 from recap_ray.errors import UserError
@@ -20,6 +20,10 @@ from recap_ray.runs import output_folder
 from recap_ray.settings import DemoSettings
 
 MARK = ".recap-ray-demo"  # only a folder with this file in it is ever emptied
+
+
+class CommandFailed(Exception):
+    """A command of the story ended with another exit code than 0."""
 
 
 def demo(settings: DemoSettings) -> int:
@@ -40,16 +44,16 @@ def demo(settings: DemoSettings) -> int:
     else:
         told = partial(tell, folder, World.render(folder / "world", *sizes))
     with ray_session(settings, training=bool(methods)):
-        environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-
-        def run(arguments: Sequence[str]) -> None:
-            print(f"\n$ recap-ray {shlex.join(arguments)}", flush=True)
-            command = [sys.executable, "-m", "recap_ray", *arguments]
-            subprocess.run(command, env=environment, check=True)
-
         try:
             told(run)
-        except subprocess.CalledProcessError as error:
-            print(f"the demo stopped: the command above ended with exit code {error.returncode}", file=sys.stderr)
+        except CommandFailed as failed:
+            print(f"the demo stopped: the command above ended with exit code {failed}", file=sys.stderr)
             return 1
     return 0
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs one command; raises CommandFailed unless it exits with 0."""
+    print(f"\n$ recap-ray {shlex.join(arguments)}", flush=True)
+    if code := cli.run(list(arguments)):
+        raise CommandFailed(code)
