@@ -18,6 +18,7 @@ import yaml
 
 from recap_ray import settings as s
 from recap_ray.errors import UserError
+from recap_ray.storage import use_storage_options
 
 # Job -> its settings and its function, imported only when the job runs: `--help` needs neither torch nor Ray.
 JOBS: dict[str, tuple[type[s.Settings], str]] = {
@@ -71,6 +72,7 @@ def _command(settings: type[s.Settings], target: str) -> Callable[..., int]:
     def command(config: str | None = None, **values: Any) -> int:
         given = settings(**values)
         given.check()
+        use_storage_options(getattr(given, "storage_options", None))
         module, function = target.split(":")
         return getattr(importlib.import_module(module), function)(given)
 

@@ -45,7 +45,7 @@ class EmbeddingsFile:
     @classmethod
     def open(cls, path: str, flag: str = "--embeddings") -> EmbeddingsFile:
         """Reads what the file says of itself; raises UserError if it is none, or if image and text do not fit."""
-        require_file(path, flag, FORMATS)
+        path = require_file(path, flag, FORMATS)
         suffix = os.path.splitext(path)[1].lower()
         if suffix not in _TABLES:
             raise UserError(f"{flag} {path} is of no known format: expected {FORMATS}")

@@ -41,6 +41,9 @@ TURNS = {
 }
 AS_STORED = (False, 1, 1)
 
+# Names of files that are taken for images. Anything else in a folder (.txt, .json, .DS_Store) is none and gets no row.
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .gif .bmp .tif .tiff .ppm .avif .jp2".split())
+
 STRIP = 256  # rows handed over from Pillow at a time
 
 

@@ -66,7 +66,7 @@ def read_judgements(
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
-    require_file(path, flag, FORMATS)
+    path = require_file(path, flag, FORMATS)
     where = f"{flag} {path}"
     protocol, rows, references = _read(path, references_path, protocol, flag, references_flag)
     if not rows:

@@ -1,28 +1,33 @@
-"""Parts: the unit of work, of resume and of output; how they are planned, committed and found again.
+"""Parts: the unit of work, of resume and of output; how they are planned and found again.
 
 A part is a fixed, ordered slice of the input that becomes exactly one Parquet file. Which image belongs to which part
-is written down once, before the first image is read, in a plan:
+is written down once, before the first image is read, in plans:
 
-    O/plan/plan-0000.parquet         (key, source) of every image, sorted by key, one row group a part
-    O/captions/part-000000-<digest>.parquet
+    O/plan/plan-<id>-<rows>x<part rows>.parquet    a row an image, a row group a part
+    O/captions/part-<id>-<number>.parquet
 
-The name of a part follows from its keys alone, so two workers that do the same part (a retry, or one that outlived
-its driver) write the same file. A later run plans only the images that no plan holds yet, in plan-0001 and so on:
-new pictures never move finished ones to another part. What is done is what is there: one listing tells.
+A plan is of one tar or Parquet file, or of the image files that no plan held before. Its id follows from what it was
+made of, so two workers that do the same part (a retry, or one that outlived its driver) write the same file, and new
+input never moves what is finished to another part. What there is to do is told by the names in two folders: one
+listing each, nothing is opened.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
-from collections.abc import Callable
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from recap_ray.storage import commit, names_in
+
+PLAN_NAME = re.compile(r"plan-([0-9a-z-]+)-(\d+)x(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
@@ -34,61 +39,83 @@ class Part:
     row_group: int
     rows: int
 
-    def read_listing(self) -> pa.Table:
-        """The part's images: columns key, source. Raises RuntimeError if the plan is not the one it was cut from."""
-        listing = pq.ParquetFile(self.plan).read_row_group(self.row_group)
-        if not self.name.endswith(_digest(listing["key"].to_pylist())):
-            raise RuntimeError(f"{self.plan} was changed while {self.name} was under way: run the command again")
-        return listing
+    def read_listing(self, folder: Path) -> pa.Table:
+        """The part's rows of its plan, which is in `folder`."""
+        with (folder / self.plan).open("rb") as file:
+            return pq.ParquetFile(file).read_row_group(self.row_group)
 
 
-def plan_parts(folder: Path, listing: pa.Table, part_rows: int) -> list[Part]:
-    """All parts of a run: those of the plans in `folder`, and of a new plan for the images that none of them holds."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plans = sorted(folder.glob("plan-*.parquet"))
-    planned = [pq.read_table(plan, columns=["key"])["key"] for plan in plans]
-    if planned:
-        known = pa.chunked_array([chunk for column in planned for chunk in column.chunks], pa.string())
-        listing = listing.filter(pc.invert(pc.is_in(listing["key"], value_set=known)))
-    if listing.num_rows:
-        path = folder / f"plan-{len(plans):04d}.parquet"
-        commit(path, lambda temporary: pq.write_table(listing, temporary, row_group_size=part_rows))
-        plans.append(path)
-    parts: list[Part] = []
-    for plan in plans:
-        file = pq.ParquetFile(plan)
-        for group in range(file.num_row_groups):
-            keys = file.read_row_group(group, columns=["key"])["key"].to_pylist()
-            parts.append(Part(f"part-{len(parts):06d}-{_digest(keys)}", str(plan), group, len(keys)))
-    return parts
+@dataclass(frozen=True, order=True)
+class Plan:
+    """What the name of a plan file says."""
+
+    id: str
+    rows: int
+    part_rows: int
+
+    @classmethod
+    def of(cls, name: str) -> Plan:
+        """The plan with this file name; raises RuntimeError if it is none."""
+        if found := PLAN_NAME.fullmatch(name):
+            return cls(found[1], int(found[2]), int(found[3]))
+        raise RuntimeError(f"{name} is no plan of this version: give a new --output")
+
+    @property
+    def name(self) -> str:
+        """Its file's."""
+        return f"plan-{self.id}-{self.rows}x{self.part_rows}.parquet"
+
+    def parts(self) -> Iterator[Part]:
+        """Its parts, in order."""
+        for number, first in enumerate(range(0, self.rows, self.part_rows)):
+            rows = min(self.part_rows, self.rows - first)
+            yield Part(f"part-{self.id}-{number:05d}", self.name, number, rows)
+
+
+def plans_in(folder: Path) -> list[Plan]:
+    """The plans in a folder, by their ids."""
+    return sorted(Plan.of(name) for name in names_in(folder, "plan-", ".parquet"))
+
+
+def parts_of(plans: Iterable[Plan]) -> list[Part]:
+    """All parts of the plans, in order."""
+    return [part for plan in plans for part in plan.parts()]
+
+
+def write_plan(folder: Path, tables: Iterable[pa.Table], part_rows: int, name: Callable[[str], str]) -> Plan | None:
+    """Commits a plan of tables with a column `key`, which are held one at a time; None if they have no row.
+
+    Its id is what `name` makes of a digest of all keys.
+    """
+    digest, rows, waiting = hashlib.sha256(), 0, None
+    with tempfile.TemporaryDirectory() as temporary:
+        file, writer = Path(temporary) / "plan.parquet", None
+        for table in tables:
+            digest.update("\n".join(table["key"].to_pylist()).encode() + b"\n")
+            rows += len(table)
+            waiting = table if waiting is None else pa.concat_tables([waiting, table])
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+            while len(waiting) >= part_rows:
+                writer.write_table(waiting.slice(0, part_rows), row_group_size=part_rows)
+                waiting = waiting.slice(part_rows)
+        if writer is None or waiting is None:
+            return None
+        if len(waiting):
+            writer.write_table(waiting)
+        writer.close()
+        plan = Plan(name(digest.hexdigest()[:12]), rows, part_rows)
+        commit(folder / plan.name, lambda path: shutil.copyfile(file, path))
+    return plan
+
+
+def plan_once(folder: Path, table: pa.Table, part_rows: int) -> list[Part]:
+    """The parts of a table that never changes: planned now, or as they were planned before."""
+    if not (plans := plans_in(folder)):
+        plan = write_plan(folder, [table], part_rows, lambda digest: digest)
+        plans = [plan] if plan else []
+    return parts_of(plans)
 
 
 def finished_parts(folder: Path) -> set[str]:
     """The names of the parts that are committed in `folder`: one listing, nothing is opened."""
-    return {path.stem for path in folder.glob("part-*.parquet")} if folder.is_dir() else set()
-
-
-def commit(path: Path, write: Callable[[Path], object]) -> None:
-    """Makes `path` appear whole or not at all: `write` fills a temporary name, which is synced and renamed.
-
-    The temporary name starts with a dot, so that no reader's pattern finds it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes the temporary files that killed writers left in `folder`."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def _digest(keys: list[str]) -> str:
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:12]
+    return {name.removesuffix(".parquet") for name in names_in(folder, "part-", ".parquet")}

@@ -13,8 +13,11 @@ LIVE_EVERY_S = 0.2
 class Progress:
     """Counts `unit`s up to `total` and tells how it goes; `update` costs nothing between two lines."""
 
-    def __init__(self, what: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None):
+    def __init__(
+        self, what: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None, open_end: bool = False
+    ):
         self.what, self.total, self.unit = what, total, unit
+        self.open_end = open_end  # the total is not yet known: there are more
         self.before = self.done = done  # what an earlier run did has no part in the rate
         self.errors = 0
         self.note = ""
@@ -22,7 +25,7 @@ class Progress:
         self.live = self.stream.isatty()
         self.started = self.shown = time.monotonic()
         resumed = f", {done:,} already done" if done else ""
-        self._print(f"{what}: {total:,} {unit}{resumed}", end="\n")
+        self._print(f"{what}: {total:,}{' and more' if open_end else ''} {unit}{resumed}", end="\n")
 
     def update(self, count: int, errors: int = 0, note: str = "") -> None:
         """Adds what was just done; `note` (a loss, say) stands at the end of the line until the next one."""
@@ -54,10 +57,11 @@ class Progress:
         left = ""
         if self.done < self.total and self.done > self.before:
             left = f", {duration((self.total - self.done) / self.rate)} left"
-        share = 100 * self.done / max(self.total, 1)
+        share = f" ({100 * self.done / max(self.total, 1):.0f} %)"
+        of = f" of {self.total:,} {self.unit}{share}" if not self.open_end else f" {self.unit}"
         note = f", {self.note}" if self.note else ""
         return (
-            f"{self.what}: {self.done:,} of {self.total:,} {self.unit} ({share:.0f} %){errors}, "
+            f"{self.what}: {self.done:,}{of}{errors}, "
             f"{self.rate:,.1f} {self.unit}/s, {duration(self.seconds)}{left}{note}"
         )
 

@@ -20,12 +20,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from recap_ray import __version__
 from recap_ray.errors import UserError
-from recap_ray.parts import commit
-from recap_ray.paths import require_local
+from recap_ray.storage import commit, is_remote, make_folder, names_in, stamp_of, storage_path
 
 # What a job commits first; a folder without any of it holds no work.
 RESULTS = (
@@ -75,10 +74,10 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
     work on it. A run that was given up before its first result leaves nothing worth keeping, and is replaced.
     """
     folder, fingerprint = output_folder(output), digest_of({"job": job, **shaping})
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if any(not name.startswith(".") for name in names_in(folder)):
         _check_same_run(folder, fingerprint, shaping, job)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _lock(folder)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder") from None
@@ -90,7 +89,7 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
         "job": job,
         "fingerprint": fingerprint,
         "made_from": shaping,
-        "settings": settings,
+        "settings": {name: value for name, value in settings.items() if name != "storage_options"},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "recap_ray": __version__,
     }
@@ -99,10 +98,11 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
 
 
 def output_folder(output: str) -> Path:
-    """The folder of `output` as an absolute path, which holds for workers too; it need not exist yet."""
-    require_local(output, "--output")
-    folder = Path(output).expanduser()
-    if not folder.is_absolute() and "/runtime_resources/" in os.getcwd():
+    """The folder of `output` as an absolute path, which holds for workers too, or as a URL; it need not exist yet."""
+    folder = storage_path(output, "--output")
+    if is_remote(folder):
+        return folder
+    if not Path(output).expanduser().is_absolute() and "/runtime_resources/" in os.getcwd():
         # A submitted job runs in Ray's copy of the working directory, which Ray deletes some time after the job.
         raise UserError(f"--output {output} is relative to the job's temporary folder: give an absolute path")
     if folder.is_file():
@@ -112,22 +112,25 @@ def output_folder(output: str) -> Path:
 
 def output_file(output: str) -> Path:
     """The file `output` as an absolute path; raises UserError, before any work is done, if it could not be written."""
-    path = output_folder(str(Path(output).parent)) / Path(output).name
+    parent, _, name = output.rstrip("/").rpartition("/")
+    path = output_folder(parent or ("/" if output.startswith("/") else ".")) / name
     if path.is_dir():
         raise UserError(f"--output {output} is a folder: expected the name of a file")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        commit(path.with_name(f".{path.name}.probe"), lambda probe: probe.touch())
-        path.with_name(f".{path.name}.probe").unlink()
+        make_folder(path.parent)
+        probe = path.with_name(f".{path.name}.probe")
+        commit(probe, lambda temporary: temporary.touch())
+        probe.unlink()
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): name another file") from None
     return path
 
 
-def read_json(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """The JSON object in a file of ours; raises UserError if it is missing or damaged."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        path = storage_path(path, what) if isinstance(path, str) else path
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{what}: {path} does not exist") from None
     except (OSError, ValueError) as error:
@@ -156,6 +159,9 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 def file_stamp(path: str) -> dict[str, Any]:
     """What tells one version of a large input file from another without reading it."""
+    if is_remote(path):
+        about = cast(Any, storage_path(path, "input")).stat().as_info()
+        return {"path": path, "stamp": stamp_of(about)}
     status = os.stat(path)
     return {"path": os.path.abspath(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
@@ -176,8 +182,8 @@ def share_file(source: Path, target: Path) -> None:
 
 
 def _lock(folder: Path) -> None:
-    """Makes this process the only one to plan and sweep in `folder`; on a file system without locks it does nothing."""
-    if folder in _locks:
+    """Makes this process the only one to plan and sweep in `folder`; where there are no locks it does nothing."""
+    if folder in _locks or is_remote(folder):
         return
     file = open(folder / ".lock", "w")  # noqa: SIM115  (held open on purpose)
     try:

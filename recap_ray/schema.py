@@ -24,6 +24,20 @@ CAPTION_SCHEMA = pa.schema(
     ]
 )
 
+# Those that a captioner fills, one entry an image. One that retrieves nothing gives empty lists of neighbours; an image
+# without a caption has an `error`.
+CAPTIONER_COLUMNS = (
+    "caption",
+    "clip_score",
+    "aligned_clip_score",
+    "candidates",
+    "candidate_scores",
+    "neighbours",
+    "neighbour_ids",
+    "neighbour_scores",
+    "error",
+)
+
 # What an error's `code` can be. Reports count by code, so a code never changes its meaning.
 ERROR_CODES = {
     "unreadable": "the bytes could not be read from the store",
@@ -32,6 +46,10 @@ ERROR_CODES = {
     "too_many_pixels": "the picture has more pixels than --max-image-pixels",
     "not_an_image": "the bytes are of no known image format",
     "truncated": "the picture ends before its last pixel, or its data is damaged",
+    "no_image": "a tar's key or a table's row comes without an image",
+    "damaged_input": "from here on a tar or Parquet file cannot be read",
+    "decoder_crashed": "decoding ended the process it was done in",
+    "decoder_hung": "decoding took longer than a minute",
     "no_caption": "the captioner wrote nothing but blanks",
 }
 

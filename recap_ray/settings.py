@@ -10,6 +10,10 @@ from typing import Annotated, Any, Self
 from recap_ray.errors import UserError
 
 PRECISION_HELP = "float32, bfloat16, float16; auto: float32 on CPU, float16 (CLIP) and bfloat16 (text) on GPU"
+IMAGES_HELP = (
+    "a folder or pattern ('photos/**/*.jpg', 's3://bucket/{00000..00099}.tar') of images, webdataset tars or Parquet "
+    "files, or a table of image paths"
+)
 DEFAULT_PROMPT = "Similar images show: {neighbours} This image shows:"
 
 # How a method decodes unless it is told: beams, and new tokens at most. Of ClipCap and CapDec as in their code.
@@ -49,6 +53,9 @@ class RaySettings(Settings):
 
     num_cpus: Annotated[int | None, "CPUs of the local Ray that is started; default all of them"] = None
     object_store_mb: Annotated[int, "shared memory of the local Ray, MiB"] = 2048
+    storage_options: Annotated[
+        str | None, 'JSON for the file system of URLs: {"endpoint_url": "..."}; never kept; default the environment'
+    ] = None  # fmt: skip
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
@@ -203,16 +210,18 @@ class DecodingSettings(ImageSettings):
 class CaptionSettings(DecodingSettings):
     """Caption every image of a folder; run the same command again to go on after a stop or with new images."""
 
-    images: Annotated[str, "a folder of images, a pattern like 'photos/**/*.jpg', or a table of image paths"]
-    output: Annotated[str, "folder for captions/part-*.parquet, run.json and summary.json"]
+    images: Annotated[str, IMAGES_HELP]
+    output: Annotated[str, "folder or URL for captions/part-*.parquet, run.json and summary.json"]
     method: Annotated[str, "recap, clipcap or capdec"] = "recap"
     index: Annotated[str | None, "of recap: folder made by build-index"] = None
     decoder: Annotated[str | None, "of clipcap and capdec: folder made by train-decoder or import-decoder"] = None
     alignment: Annotated[str | None, "folder made by fit-alignment; without it images are not mapped"] = None
+    changed: Annotated[str, "refuse or redo: what to do if input was changed after it was captioned"] = "refuse"
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range, and for flags that are not the method's."""
         super().check()
+        self.require("changed", self.changed in ("refuse", "redo"), "refuse or redo")
         if self.method == "recap":
             if self.index is None:
                 raise UserError("--method recap retrieves captions: give --index, a folder made by build-index")

@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from recap_ray.errors import UserError, first_line
-from recap_ray.paths import require_local
+from recap_ray.storage import is_remote, local_copy, storage_path
 
 IMAGE_COLUMNS = ("image", "path", "image_path", "file", "file_name", "filename", "image_name", "key")
 CAPTION_COLUMNS = ("caption", "captions", "text", "references")
@@ -32,11 +32,13 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(path.removesuffix(".gz"))[1].lower()
 
 
-def require_file(path: str, flag: str, expected: str) -> None:
-    """Raises UserError unless path is a local file; expected names the formats."""
-    require_local(path, flag)
-    if not os.path.isfile(path):
+def require_file(path: str, flag: str, expected: str) -> str:
+    """The file at a path, or a local copy of the one at a URL; raises UserError unless there is one; expected names
+    the formats."""
+    given = storage_path(path, flag)
+    if not given.is_file():
         raise UserError(f"{flag} {path} does not exist: expected a file, {expected}")
+    return str(local_copy(given)) if is_remote(path) else path
 
 
 def open_text(path: str) -> IO[str]:

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recap_ray.errors import UserError
-from recap_ray.sources import locate_files
+from recap_ray.inputs.listed import locate_files
 from recap_ray.table_formats import (
     CAPTION_COLUMNS,
     COLUMN_READERS,
@@ -108,7 +108,7 @@ def read_token_file(path: str, flag: str = "--references") -> dict[str, str]:
 
     UserError for a line of another form, and for an id given twice.
     """
-    require_file(path, flag, "lines of IMAGE#N, a tab and the caption")
+    path = require_file(path, flag, "lines of IMAGE#N, a tab and the caption")
     captions: dict[str, str] = {}
     with damage_told_in_one_line(path, flag):
         for number, caption_id, caption in iter_token_lines(path, flag):
@@ -127,7 +127,7 @@ def read_predictions(path: str, flag: str = "--captions") -> tuple[dict[str, str
     The key is under "key" or "image_name"; "captions", the references, is a list of strings or one string. An image
     whose prediction is blank is in the references alone. UserError names the entry, from 1, that is not of this form.
     """
-    require_file(path, flag, "a .json list of objects with 'key', 'captions' and 'prediction'")
+    path = require_file(path, flag, "a .json list of objects with 'key', 'captions' and 'prediction'")
     with damage_told_in_one_line(path, flag), open_text(path) as file:
         entries = json.load(file)
     if not isinstance(entries, list) or not entries:
@@ -188,7 +188,7 @@ def read_ratings(path: str, flag: str = "--judgements") -> pa.Table:
     Row i of the result is row i + 1 of the file, its header not counted. UserError names the row that lacks an image
     or a caption, or whose rating is no finite number.
     """
-    require_file(path, flag, f"one of {TABLE_FORMATS}")
+    path = require_file(path, flag, f"one of {TABLE_FORMATS}")
     reader = COLUMN_READERS.get(suffix_of(path))
     if reader is None:
         raise UserError(f"{flag} {path} is of no known format: expected one of {TABLE_FORMATS}")
@@ -227,14 +227,14 @@ def _names_images(path: str, flag: str) -> bool:
     reader = COLUMN_READERS.get(suffix_of(path))
     if reader is None:
         return True  # COCO's, or of a format that read_pairs will refuse
-    require_file(path, flag, f"one of {FORMATS}")
+    path = require_file(path, flag, f"one of {FORMATS}")
     with damage_told_in_one_line(path, flag):
         first = next(iter(reader(path, (*IMAGE_COLUMNS, *CAPTION_COLUMNS))), None)
     return first is not None and any(name in first.column_names for name in IMAGE_COLUMNS)
 
 
 def _columns(path: str, flag: str, with_image: bool) -> Iterator[pa.Table]:
-    require_file(path, flag, f"one of {FORMATS}")
+    path = require_file(path, flag, f"one of {FORMATS}")
     suffix = suffix_of(path)
     if suffix == ".txt":
         batches = read_token_table(path, flag) if with_image else read_lines(path)

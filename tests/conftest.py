@@ -21,8 +21,20 @@ TINY = {"clip": "tiny", "language_model": "tiny"}
 
 
 @pytest.fixture(scope="session")
-def ray_running():
-    """Ray started once; the jobs called in this process use it."""
+def s3():
+    """The URL of an empty bucket of a store on this machine, found through the usual environment."""
+    import fsspec
+
+    from tests.s3 import KEYS, environment, s3_server
+
+    with s3_server() as url, environment(**KEYS, AWS_ENDPOINT_URL=url):
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+
+
+@pytest.fixture(scope="session")
+def ray_running(s3):
+    """Ray started once, whose workers know of the store; the jobs called in this process use it."""
     from recap_ray.pipelines.cluster import ray_session
     from recap_ray.settings import RaySettings
 

@@ -1,48 +1,46 @@
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from recap_ray.parts import commit, finished_parts, plan_parts, remove_leftovers
+from recap_ray.parts import Plan, finished_parts, parts_of, plan_once, plans_in, write_plan
+from recap_ray.storage import commit, remove_leftovers
 
 
-def listing(*keys: str) -> pa.Table:
-    return pa.table({"key": list(keys), "source": [f"/images/{key}" for key in keys]})
+def tables(*keys: str):
+    yield pa.table({"key": list(keys[:3]), "source": [f"/images/{key}" for key in keys[:3]]})
+    yield pa.table({"key": list(keys[3:]), "source": [f"/images/{key}" for key in keys[3:]]})
 
 
-def keys_of(parts) -> list[list[str]]:
-    return [part.read_listing()["key"].to_pylist() for part in parts]
+def keys_of(folder) -> list[list[str]]:
+    return [part.read_listing(folder)["key"].to_pylist() for part in parts_of(plans_in(folder))]
 
 
-def test_parts_are_slices_in_order_and_the_same_when_planned_again(tmp_path):
-    first = plan_parts(tmp_path, listing(*"abcde"), 2)
-    assert keys_of(first) == [["a", "b"], ["c", "d"], ["e"]]
-    assert [part.rows for part in first] == [2, 2, 1]
-    assert plan_parts(tmp_path, listing(*"abcde"), 2) == first
+def test_parts_are_slices_in_order_told_by_the_plans_name(tmp_path):
+    plan = write_plan(tmp_path, tables(*"abcde"), 2, str)
+    assert plans_in(tmp_path) == [plan] == [Plan.of(plan.name)]
+    assert keys_of(tmp_path) == [["a", "b"], ["c", "d"], ["e"]]
+    assert [part.rows for part in plan.parts()] == [2, 2, 1]
 
 
 def test_names_follow_from_the_keys_alone(tmp_path):
-    names = [part.name for part in plan_parts(tmp_path / "one", listing(*"abcd"), 2)]
-    assert [part.name for part in plan_parts(tmp_path / "two", listing(*"abcd"), 2)] == names
-    assert [part.name for part in plan_parts(tmp_path / "three", listing(*"abce"), 2)][1] != names[1]
+    plans = [write_plan(tmp_path / name, tables(*keys), 2, str) for name, keys in zip("123", ("abcd", "abcd", "abce"))]
+    assert plans[0] == plans[1] != plans[2]
 
 
-def test_new_images_never_move_planned_ones(tmp_path):
-    before = plan_parts(tmp_path, listing("b", "d", "f"), 2)
-    after = plan_parts(tmp_path, listing(*"abcdef"), 2)
-    assert after[: len(before)] == before
-    assert keys_of(after[len(before) :]) == [["a", "c"], ["e"]]
+def test_a_table_is_planned_once_whatever_the_part_size_is_later(tmp_path):
+    table = next(tables("a", "b", "c"))
+    before = plan_once(tmp_path, table, 2)
+    assert [part.rows for part in before] == [2, 1]
+    assert plan_once(tmp_path, table, 3) == before
 
 
-def test_a_part_refuses_a_plan_that_is_not_its_own(tmp_path):
-    part = plan_parts(tmp_path, listing(*"abcd"), 2)[1]
-    pq.write_table(listing(*"wxyz"), part.plan, row_group_size=2)
-    with pytest.raises(RuntimeError, match="was changed while"):
-        part.read_listing()
+def test_nothing_to_plan_is_no_plan(tmp_path):
+    assert write_plan(tmp_path, iter(()), 2, str) is None and plans_in(tmp_path) == []
 
 
-def test_another_part_size_leaves_planned_parts_alone(tmp_path):
-    before = plan_parts(tmp_path, listing(*"abcd"), 2)
-    assert plan_parts(tmp_path, listing(*"abcd"), 3) == before
+def test_a_plan_of_another_version_is_told(tmp_path):
+    (tmp_path / "plan-0000.parquet").write_bytes(b"")
+    with pytest.raises(RuntimeError, match="plan-0000.parquet is no plan of this version: give a new --output"):
+        plans_in(tmp_path)
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path):

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap_ray.errors import MissingExtra, UserError
-from recap_ray.parts import commit
 from recap_ray.runs import share_file
+from recap_ray.storage import commit
 
 try:
     import faiss

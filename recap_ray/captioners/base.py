@@ -11,20 +11,6 @@ from recap_ray.preparing import ImagePreparer
 from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import StageClock
 
-# Columns of schema.CAPTION_SCHEMA that a captioner fills, one entry an image. A captioner that retrieves nothing
-# gives empty lists of neighbours; an image without a caption has an `error`.
-COLUMNS = (
-    "caption",
-    "clip_score",
-    "aligned_clip_score",
-    "candidates",
-    "candidate_scores",
-    "neighbours",
-    "neighbour_ids",
-    "neighbour_scores",
-    "error",
-)
-
 
 class Captioner(ABC):
     """A method of captioning: built and checked in the driver, sent to the actors, loaded there."""
@@ -49,4 +35,5 @@ class Captioner(ABC):
 
     @abstractmethod
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
-        """The columns COLUMNS for uint8 pixels (n, height, width, 3) and their keys; tells `clock` its stages."""
+        """The columns schema.CAPTIONER_COLUMNS for uint8 pixels (n, height, width, 3) and their keys; tells `clock` its
+        stages."""

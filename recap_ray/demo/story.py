@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from recap_ray.demo.grammar import captions, names_both_objects
 from recap_ray.demo.render import HUE_TURN, render
 from recap_ray.demo.scenes import Scene, sample_scenes
-from recap_ray.parts import commit
+from recap_ray.storage import commit
 
 REFERENCES = 5  # captions of each held-out scene to score against
 PART_ROWS = 100  # small parts, so that progress shows

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap_ray.errors import RecapRayError
-from recap_ray.parts import commit
 from recap_ray.pipelines.augment_pairs import add_pairs, count_own_captions, draw_images, fit_table, keep_captions
 from recap_ray.pipelines.build_index import build_index
 from recap_ray.pipelines.caption import caption
@@ -33,6 +32,7 @@ from recap_ray.settings import (
     FitAlignmentSettings,
     RaySettings,
 )
+from recap_ray.storage import commit
 
 SCORED_COLUMNS = ["key", "source", "caption", "aligned_clip_score"]
 

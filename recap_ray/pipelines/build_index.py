@@ -27,13 +27,13 @@ from recap_ray.caption_index.shard import vectors_path, write_captions
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
-from recap_ray.parts import remove_leftovers
 from recap_ray.pipelines.cluster import light_stage, model_stage, ray_session
 from recap_ray.pipelines.embedding import EmbeddingActor
 from recap_ray.pipelines.shard_stages import CaptionReader, VectorWriter
 from recap_ray.progress import Progress
 from recap_ray.runs import file_stamp, open_run
 from recap_ray.settings import BuildIndexSettings
+from recap_ray.storage import remove_leftovers
 from recap_ray.tables import iter_captions
 
 

@@ -1,162 +1,283 @@
-"""Caption images: parts of the input -> pixels -> captions -> one Parquet file a part.
+"""Caption images: what --images holds and no part has yet, in as many tries as it takes.
 
-O/captions/part-000000-<digest>.parquet    rows of schema.CAPTION_SCHEMA, fingerprint in the footer
-O/reports/part-000000-<digest>.json        rows and errors by code of the part
+O/plan/plan-<id>-<rows>x<part rows>.parquet    which image is in which part (parts.py)
+O/captions/part-<id>-<number>.parquet          rows of schema.CAPTION_SCHEMA, fingerprint in the footer
+O/reports/part-<id>-<number>.json              rows, errors by code and seconds by stage of the part
+O/failures/part-<id>-<number>.txt              why a part could not be captioned; gone when it could
 """
 
 from __future__ import annotations
 
-import json
 import os
+import signal
+import threading
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import ray
+from ray.data import DataContext
 
-from recap_ray.captioners import make_captioner
-from recap_ray.captioners.base import COLUMNS, Captioner
+from recap_ray.captioners import Captioner, make_captioner
 from recap_ray.errors import UserError
-from recap_ray.images import ImageLimits
-from recap_ray.parts import Part, finished_parts, plan_parts, remove_leftovers
-from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage, model_actors, ray_session
-from recap_ray.pipelines.loading import ImageLoader
-from recap_ray.pipelines.part_stages import PartWriter, read_part
+from recap_ray.images import ImageLimits, decode_pixels
+from recap_ray.inputs.finding import Container, Input, find_input
+from recap_ray.inputs.planning import compare_containers, plan_files
+from recap_ray.parts import Part, Plan, finished_parts, parts_of, plans_in
+from recap_ray.pipelines.caption_stages import CaptionStages
+from recap_ray.pipelines.cluster import model_actors, ray_session
+from recap_ray.pipelines.loading import Decoder, ImageLoader
+from recap_ray.pipelines.part_stages import FAILURE, STOP_FILE, STOPPED
 from recap_ray.progress import Progress
-from recap_ray.runs import Run, open_run
-from recap_ray.schema import CAPTION_SCHEMA
+from recap_ray.runs import Run, open_run, read_json
 from recap_ray.settings import CaptionSettings
-from recap_ray.sources import list_images
 from recap_ray.stage_times import StageClock, summarise_times, times_table
+from recap_ray.storage import commit, names_in, remove_leftovers, storage_path
 
 PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
 
+# A part that failed is tried again with its pictures decoded in isolation, which finds the one that kills its process;
+# and once more, for what was the fault of a machine.
+TRIES = 3
+REPORTS_AT_ONCE = 16  # a store takes some 30 ms for each
+HOPELESS = 8  # parts that failed while none was captioned: it is not the pictures
+
 
 def caption(settings: CaptionSettings) -> int:
-    """Captions every image that has no row yet; returns the exit code."""
+    """Captions every image that has no row yet, by the method that the settings name; returns the exit code."""
     settings = settings.resolved()
-    captioner = make_captioner(settings)
-    preparer = captioner.preparer
-    listing = list_images(settings.images)
+    return caption_with(make_captioner(settings), settings)
+
+
+def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels) -> int:
+    """As `caption`, with any captioner, and any decoder of pictures."""
+    found = find_input(settings.images)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-    absolute = {name: os.path.abspath(path) for name in PATHS if (path := getattr(settings, name))}
+    absolute = {name: str(storage_path(path, f"--{name}")) for name in PATHS if (path := getattr(settings, name))}
     shaping = {"images": absolute["images"], **captioner.identity, "limits": asdict(limits)}
     run = open_run(settings.output, "caption", shaping, asdict(settings) | absolute)
-    parts = plan_parts(run.folder / "plan", listing, settings.part_rows)
-    remove_leftovers(run.folder / "captions")
-    done = finished_parts(run.folder / "captions")
+    work = find_work(run, found, settings)
+    progress, tally = work.progress(), Tally()
+    if work:
+        run.reopen()
+        with ray_session(settings), losing_blocks(), stopping(run.folder / STOP_FILE) as stop_file:
+            actors = model_actors(settings.gpu_actors, settings.device, len(work.parts) + len(work.containers))
+            loader = ImageLoader(captioner.preparer, limits, decoder)
+            stages = CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
+            tally = caption_all(stages, work, progress)
+        tally.actors = actors.count
+    progress.finish()
+    return finish(run, progress, tally, settings.max_error_rate)
+
+
+@dataclass
+class Work:
+    """What there is to do."""
+
+    parts: list[Part]  # planned, not captioned
+    containers: list[Container]  # not planned
+    planned: int  # rows of all plans
+    done: int  # rows of captioned parts
+
+    def __bool__(self) -> bool:
+        return bool(self.parts or self.containers)
+
+    def progress(self) -> Progress:
+        """Counts images; of how many is not known as long as a container is not planned."""
+        return Progress("caption", self.planned, "images", self.done, open_end=bool(self.containers))
+
+
+def find_work(run: Run, found: Input, settings: CaptionSettings) -> Work:
+    """Plans image files that are new and compares all that is planned with what is there, by listings alone.
+
+    Raises UserError if input was changed after it was captioned, unless --changed redo, which lets go of the parts of
+    changed input; and if there is a part that no plan knows.
+    """
+    folder, captions = run.folder / "plan", run.folder / "captions"
+    remove_leftovers(captions)
+    plans = plans_in(folder)
+    containers = []
+    if found.list_files:
+        changes = plan_files(folder, found.list_files(), plans, settings.part_rows)
+        refuse_or_forget(run, changes.parts, settings.changed)
+        changes.accept(folder)
+    else:
+        unplanned = compare_containers(found.containers, plans)
+        containers = unplanned.containers
+        refuse_or_forget(run, parts_of(unplanned.outdated), settings.changed)
+        for plan in unplanned.outdated:
+            (folder / plan.name).unlink(missing_ok=True)
+    plans = plans_in(folder)
+    parts, done = parts_of(plans), finished_parts(captions)
     if unknown := done - {part.name for part in parts}:
         raise UserError(
             f"--output {settings.output} holds the part {min(unknown)}, which its plan does not know: "
             "plan/ was changed by hand; put it back or name a new folder"
         )
     todo = [part for part in parts if part.name not in done]
-    progress = Progress("caption", sum(p.rows for p in parts), "images", sum(p.rows for p in parts if p.name in done))
-    times = None
-    if todo:
-        run.reopen()
-        with ray_session(settings):
-            loader = ImageLoader(preparer, limits)
-            actors = model_actors(settings.gpu_actors, settings.device, len(todo))
-            total = StageClock()
-            for report in caption_parts(todo, loader, captioner, run, actors).iter_rows():
-                progress.update(report["rows"], report["errors"])
-                total.add(StageClock(report["times"]))
-            times = summarise_times(total, progress.done - progress.before, actors.count)
-    progress.finish()
-    return _finish(run, parts, progress, times, settings.max_error_rate)
+    planned = sum(plan.rows for plan in plans)
+    return Work(todo, containers, planned, planned - sum(part.rows for part in todo))
 
 
-def caption_parts(
-    parts: list[Part], loader: ImageLoader, captioner: Captioner, run: Run, actors: ModelActors
-) -> ray.data.Dataset:
-    """The life of an image as a Ray Data chain; each part enters as one block and leaves as one row of report."""
-    return (
-        ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts))
-        .map_batches(read_part, batch_format="pyarrow", **light_stage())
-        .map_batches(loader, batch_format="numpy", **cpu_stage())
-        .map_batches(CaptionActor, fn_constructor_args=(captioner,), batch_format="numpy", **actors.stage())
-        .map_batches(PartWriter(run), batch_format="pyarrow", **light_stage())
-    )
+def refuse_or_forget(run: Run, parts: list[Part], changed: str) -> None:
+    """Removes the rows of changed input, or raises UserError."""
+    if not parts:
+        return
+    if changed == "refuse":
+        raise UserError(
+            f"{len(parts)} parts were captioned from files that were changed since, the first is {parts[0].name}: add "
+            "--changed redo to caption these parts again, or name a new --output"
+        )
+    run.reopen()
+    for part in parts:
+        for path in (f"captions/{part.name}.parquet", f"reports/{part.name}.json"):
+            (run.folder / path).unlink(missing_ok=True)
 
 
-class CaptionActor(ModelActor):
-    """Holds one captioner with its models; captions the images of a block that could be decoded."""
+@dataclass
+class Tally:
+    """What the reports of parts add up to in this session."""
 
-    def load(self, captioner: Captioner) -> None:
-        """Loads the models."""
-        captioner.load()
-        self.captioner = captioner
-        self.idle_since: float | None = None
-
-    def process(self, batch: dict[str, Any]) -> pa.Table:
-        """The output rows of a block: decoded images captioned, the others with their error."""
-        clock = StageClock(batch["times"][0])
-        clock.arrived("decoded")
-        if self.idle_since is not None:  # the first part had to wait for the models, not they for it
-            clock.seconds["actors"] += perf_counter() - self.idle_since
-        good = np.flatnonzero(batch["error"] == "")
-        keys = [batch["key"][i] for i in good]
-        # A part may hold no good picture at all; captioners are never asked about none.
-        written = self.captioner.caption(batch["pixels"][good], keys, clock) if len(good) else {}
-        with clock.stage("assemble"):
-            rows = self._rows(batch, good, written)
-        self.idle_since = perf_counter()
-        return rows.append_column("times", pa.array([clock.carried()] * len(rows)))
-
-    def _rows(self, batch: dict[str, Any], good: np.ndarray, written: dict[str, list[Any]]) -> pa.Table:
-        columns: dict[str, list[Any]] = {name: [None] * len(batch["key"]) for name in COLUMNS}
-        columns["error"] = [error or None for error in batch["error"]]
-        for name in written:
-            for i, value in zip(good, written[name]):
-                columns[name][i] = value
-        size = {name: [value or None for value in batch[name].tolist()] for name in ("width", "height")}
-        columns |= {"key": list(batch["key"]), "source": list(batch["source"]), **size}
-        columns["original_caption"] = [None] * len(batch["key"])
-        rows = pa.table({field.name: pa.array(columns[field.name], field.type) for field in CAPTION_SCHEMA})
-        return rows.append_column("part", pa.array(list(batch["part"]), pa.string()))
+    times: StageClock = field(default_factory=StageClock)
+    failures: dict[str, str] = field(default_factory=dict)  # part -> why, at its last try
+    images: int = 0
+    stopped: bool = False
+    actors: int = 0
 
 
-def _finish(
-    run: Run, parts: list[Part], progress: Progress, times: dict[str, Any] | None, max_error_rate: float
-) -> int:
-    """Checks that every part is there, writes summary.json and _SUCCESS, and gives the exit code."""
+def caption_all(stages: CaptionStages, work: Work, progress: Progress) -> Tally:
+    """Tries what there is to do, and then again what failed, in isolation."""
+    tally, parts, containers = Tally(), work.parts, work.containers
+    for number in range(TRIES):
+        loader = replace(stages.loader, isolated=number > 0)
+        caption_once(stages.chain(parts, containers, loader), tally, progress)
+        if tally.stopped:
+            break
+        containers = compare_containers(containers, plans_in(stages.plans)).containers
+        done = finished_parts(stages.run.folder / "captions")
+        parts = [part for part in parts_of(plans_in(stages.plans)) if part.name not in done]
+        tally.failures = {
+            part.name: tally.failures.get(part.name, "its process was killed; no traceback") for part in parts
+        } | {str(container.path): "it could not be indexed" for container in containers}
+        if not parts and not containers:
+            break
+        if not tally.images and len(parts) >= HOPELESS:
+            break
+        if number + 1 < TRIES:
+            print(
+                f"caption: {len(parts) + len(containers):,} parts failed and are tried again in isolation", flush=True
+            )
+    return tally
+
+
+def caption_once(reports: Any, tally: Tally, progress: Progress) -> None:
+    """Runs a chain and adds up its reports."""
+    for report in reports.iter_rows():
+        if why := report.get(FAILURE):
+            tally.stopped = tally.stopped or why == STOPPED
+            if why != STOPPED:
+                tally.failures[report["part"]] = why
+            continue
+        progress.update(report["rows"], report["errors"])
+        tally.images += report["rows"]
+        tally.times.add(StageClock(report["times"]))
+
+
+@contextmanager
+def losing_blocks() -> Iterator[None]:
+    """A block whose process dies again and again is dropped, and the others go on: its part is seen to be missing."""
+    context = DataContext.get_current()
+    before, context.max_errored_blocks = context.max_errored_blocks, -1
+    try:
+        yield
+    finally:
+        context.max_errored_blocks = before
+
+
+@contextmanager
+def stopping(stop_file: Path) -> Iterator[Path]:
+    """SIGTERM lets the parts under way be finished and begins no more; so does making the file by hand."""
+    stop_file.unlink(missing_ok=True)
+
+    def stop(*_: Any) -> None:
+        print("caption: stopping after the parts under way", flush=True)
+        commit(stop_file, lambda path: path.touch())
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_file
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield stop_file
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        stop_file.unlink(missing_ok=True)
+
+
+def finish(run: Run, progress: Progress, tally: Tally, max_error_rate: float) -> int:
+    """Writes summary.json, and _SUCCESS if every part is there; gives the exit code."""
+    plans = plans_in(run.folder / "plan")
+    report_failures(run, tally)
     finished = finished_parts(run.folder / "captions")
-    missing = [part.name for part in parts if part.name not in finished]
-    if missing:
-        raise RuntimeError(f"{len(missing)} parts were not written, the first is {missing[0]}: run the command again")
-    summary = summarise(run.folder, parts)
-    if times:  # of the last session that had something to do
+    missing = [part for part in parts_of(plans) if part.name not in finished]
+    summary = summarise(run.folder, plans)
+    if tally.images:  # of the last session that had something to do
         rate = {"seconds": round(progress.seconds, 1), "images_per_second": round(progress.rate, 2)}
+        times = summarise_times(tally.times, tally.images, tally.actors)
         summary |= {**rate, "stages": times}
         print(times_table(times))
     if "seconds" in summary or not (run.folder / "summary.json").exists():
         run.write("summary.json", summary)
-    run.succeed()
     errors = sum(summary["errors"].values())
     print(f"{summary['images']:,} images, {summary['captioned']:,} captioned, {errors:,} errors: {run.folder}/captions")
     for code, count in sorted(summary["errors"].items()):
         print(f"  {code}: {count:,}")
+    if tally.stopped:
+        print("stopped; the same command goes on from here")
+        return 1
+    if missing or tally.failures:
+        print(
+            f"{len(tally.failures):,} parts failed: see {run.folder}/failures; the same command tries only those again"
+        )
+        return 1
+    run.succeed()
     if errors > max_error_rate * summary["images"]:
         print(f"more errors than --max-error-rate {max_error_rate} allows")
         return 1
     return 0
 
 
-def summarise(folder: Path, parts: list[Part]) -> dict[str, Any]:
-    """What the reports of all parts add up to, whichever run wrote them."""
-    reports = [json.loads((folder / "reports" / f"{part.name}.json").read_text()) for part in parts]
+def report_failures(run: Run, tally: Tally) -> None:
+    """Leaves a file for each part that failed in the end, and prints the first."""
+    folder = run.folder / "failures"
+    for name in names_in(folder, suffix=".txt"):
+        (folder / name).unlink()
+    for part, why in tally.failures.items():
+        commit(folder / f"{os.path.basename(part)}.txt", lambda path: path.write_text(f"{part}\n{why}\n"))  # noqa: B023
+    if tally.failures:
+        part, why = next(iter(tally.failures.items()))
+        print(f"{part} failed:\n{why.rstrip()}")
+
+
+def summarise(folder: Path, plans: list[Plan]) -> dict[str, Any]:
+    """What the reports of all captioned parts add up to, whichever session wrote them."""
     errors: Counter[str] = Counter()
-    for report in reports:
-        errors.update(report["errors"])
-    images = sum(report["rows"] for report in reports)
+    images = parts = 0
+    busy: Counter[str] = Counter()
+    captioned = finished_parts(folder / "captions")
+    names = [part.name for part in parts_of(plans) if part.name in captioned]
+    with ThreadPoolExecutor(REPORTS_AT_ONCE) as pool:
+        for report in pool.map(lambda name: read_json(folder / "reports" / f"{name}.json", "a part's report"), names):
+            errors.update(report["errors"])
+            busy.update(report["seconds"])
+            images, parts = images + report["rows"], parts + 1
     return {
-        "parts": len(parts),
+        "parts": parts,
         "images": images,
         "captioned": images - errors.total(),
         "errors": dict(errors),
+        "busy_seconds": {name: round(seconds, 3) for name, seconds in sorted(busy.items())},
     }

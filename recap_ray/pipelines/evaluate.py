@@ -19,12 +19,12 @@ from recap_ray.metrics.agreement import agreement
 from recap_ray.metrics.ngram import METRICS, TOKENIZERS, NgramScores, score_captions
 from recap_ray.metrics.retrieval import by_query, retrieval_scores
 from recap_ray.models.device import Compute
-from recap_ray.parts import commit
 from recap_ray.pipelines.clip_columns import RANK, Scorer, clip_columns, made_with
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.evaluation_rows import EvaluationRows, RunSource, read_judged, read_predicted
 from recap_ray.runs import output_file, write_json
 from recap_ray.settings import EvaluateSettings
+from recap_ray.storage import commit
 from recap_ray.table_formats import suffix_of
 
 

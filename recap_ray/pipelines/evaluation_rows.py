@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from recap_ray.errors import UserError
+from recap_ray.inputs.listed import locate_files
 from recap_ray.judgements import Judgements, read_judgements
 from recap_ray.outputs import open_output
 from recap_ray.pipelines.rows import iter_part_rows
 from recap_ray.settings import EvaluateSettings
-from recap_ray.sources import locate_files
 from recap_ray.tables import read_pairs, read_predictions
 
 COLUMNS = ["key", "source", "caption", "clip_score", "aligned_clip_score"]
@@ -49,7 +49,7 @@ class RunSource:
 
     captions: str
     run: dict[str, Any]
-    files: list[str]
+    files: list[Path]
     references_path: str
     references: dict[str, list[str]]
     subset: bool

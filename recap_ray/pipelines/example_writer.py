@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap_ray.parts import commit
+from recap_ray.storage import commit
 
 
 @dataclass(frozen=True)

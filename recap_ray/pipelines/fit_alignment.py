@@ -21,11 +21,11 @@ from recap_ray.embeddings import EmbeddingsFile
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
-from recap_ray.parts import commit
 from recap_ray.pipelines.fold_sums import Gathered
 from recap_ray.pipelines.pair_moments import gather_embeddings, gather_pairs
 from recap_ray.runs import Run, file_stamp, open_run
 from recap_ray.settings import FitAlignmentSettings
+from recap_ray.storage import commit
 from recap_ray.tables import read_located_pairs
 
 

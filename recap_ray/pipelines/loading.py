@@ -1,4 +1,4 @@
-"""The first stage of every pipeline over images: a listing (key, source) -> uint8 pixels or an error, row by row.
+"""The first stage of every pipeline over images: rows of a plan -> uint8 pixels or an error, row by row.
 
 Reading and decoding share a stage on purpose: the encoded bytes of a picture live only while it is decoded, and one
 process holds one picture, not a part of them.
@@ -6,45 +6,110 @@ process holds one picture, not a part of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import faulthandler
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import numpy as np
 
 from recap_ray.errors import ImageError
-from recap_ray.images import ImageLimits, decode_pixels
+from recap_ray.images import ImageLimits, Picture, decode_pixels
+from recap_ray.inputs.reading import ImageReader
+from recap_ray.isolation import IsolatedCalls
 from recap_ray.preparing import ImagePreparer
-from recap_ray.sources import read_image_bytes
 from recap_ray.stage_times import StageClock
+
+Decoder = Callable[[bytes, ImageLimits, int], Picture]
+TIMEOUT_S = 60.0  # for one picture: a hundred million pixels take some seconds
 
 
 @dataclass(frozen=True)
 class ImageLoader:
-    """Files -> pixels at the model's size; called on a batch with the column `source`.
+    """Rows -> pixels at the model's size; called on a batch with the column `source`, and of a plan `text`, `error`.
 
-    Adds `pixels` (n, height, width, 3) uint8, `width` and `height` (0 for an error), `error` ("code: message", or ""
-    where all is well: a column of nothing but nulls would change its type on the way) and `times` (of a StageClock).
+    Adds `pixels` (n, height, width, 3) uint8, `width` and `height` (0 for an error), `original_caption`, `error`
+    ("code: message", or "" where all is well: a column of nothing but nulls would change its type on the way) and
+    `times` (of a StageClock).
+
+    A codec that crashes takes the process along, and one that hangs is ended with it: the part has then to be loaded
+    again by an `isolated` loader, which decodes in a child process and makes a row's error of its death.
     """
 
     preparer: ImagePreparer
     limits: ImageLimits
+    decoder: Decoder = decode_pixels
+    isolated: bool = False
+    timeout_s: float = TIMEOUT_S
+    reader: ImageReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reader", ImageReader(self.limits.max_bytes))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the new columns; its rows stay what they were, in number and order."""
         count = len(batch["source"])
         pixels = np.zeros((count, *self.preparer.size, 3), np.uint8)
         sizes = np.zeros((count, 2), np.int32)
-        errors = np.full(count, "", object)
+        errors = np.array(batch.get("error", np.full(count, "", object)), object)
+        captions = np.full(count, "", object)
+        texts = batch.get("text", captions)
+        there = np.flatnonzero(errors == "")
         clock = StageClock()
-        for i, source in enumerate(batch["source"]):
-            try:
+        found = self.reader.read_all([batch["source"][i] for i in there], [texts[i] for i in there])
+        with self._preparing() as prepare:
+            for i in there:
                 with clock.stage("read"):
-                    data = read_image_bytes(source, self.limits.max_bytes)
-                with clock.stage("decode"):
-                    picture = decode_pixels(data, self.limits, self.preparer.enough)
-                    pixels[i], sizes[i] = self.preparer(picture), (picture.width, picture.height)
-            except ImageError as error:
-                errors[i] = str(error)
+                    data, captions[i] = next(found)
+                try:
+                    if isinstance(data, ImageError):
+                        raise data
+                    with clock.stage("decode"):
+                        pixels[i], *sizes[i] = prepare(data)
+                except ImageError as error:
+                    errors[i] = str(error)
         times = np.full(count, clock.carried(), object)
         sides = {"width": sizes[:, 0], "height": sizes[:, 1]}
-        return {**batch, "pixels": pixels, **sides, "error": errors, "times": times}
+        given = {name: column for name, column in batch.items() if name != "text"}
+        return {**given, "pixels": pixels, **sides, "original_caption": captions, "error": errors, "times": times}
+
+    def prepare(self, data: bytes) -> tuple[np.ndarray, int, int]:
+        """Pixels at the model's size, and the width and height of the whole picture; raises ImageError."""
+        picture = self.decoder(data, self.limits, self.preparer.enough)
+        return self.preparer(picture), picture.width, picture.height
+
+    @contextmanager
+    def _preparing(self) -> Iterator[Callable[[bytes], tuple[np.ndarray, int, int]]]:
+        if self.isolated:
+            calls = IsolatedCalls(self.prepare, self.timeout_s)
+            try:
+                yield calls
+            finally:
+                calls.close()
+            return
+        watch = Watch(self.timeout_s)
+        try:
+            yield lambda data: watch.kept(self.prepare, data)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+@dataclass
+class Watch:
+    """Ends the process, with its traceback on standard error, if a call takes too long: nothing else can stop a codec.
+
+    Setting the alarm starts a thread, so it is set once a second, and goes off up to a second later.
+    """
+
+    timeout_s: float
+    set_at: float = float("-inf")
+
+    def kept(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns."""
+        if (now := monotonic()) - self.set_at > 1:
+            faulthandler.dump_traceback_later(self.timeout_s + 1, exit=True, file=sys.__stderr__ or sys.stderr)
+            self.set_at = now
+        return function(*arguments)

@@ -1,4 +1,5 @@
-"""The first and the last stage of captioning: a part's listing in, its Parquet file out.
+"""The first and the last stage of captioning: a part's rows in, its Parquet file out; and what becomes of a part whose
+stage fails.
 
 They stand apart from the models: a worker that reads or writes imports this file alone, and starts in one second
 instead of seven.
@@ -6,28 +7,103 @@ instead of seven.
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap_ray.parts import Part, commit
+from recap_ray.errors import UserError
+from recap_ray.inputs.finding import Container
+from recap_ray.inputs.planning import plan_container
+from recap_ray.parts import Part
 from recap_ray.runs import Run, write_json
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
 from recap_ray.stage_times import StageClock
+from recap_ray.storage import commit, storage_path
+
+FAILURE = "failure"  # the column of a block that is all that is left of a failed part: why
+STOPPED = "stopped"  # for a part that was not begun, because the run is to end
+STOP_FILE = ".stop"  # where it lies in the run's folder no more parts are begun
 
 
-def read_part(row: pa.Table) -> pa.Table:
-    """The listing of a part: key and source of each image, with the part's name beside them."""
-    part = Part(**row.to_pylist()[0])
-    listing = part.read_listing().replace_schema_metadata(None)
-    return listing.append_column("part", pa.array([part.name] * part.rows))
+def failed(part: str, why: str) -> dict[str, Any]:
+    """The block of a failed part."""
+    return {"part": np.array([part], object), FAILURE: np.array([why], object)}
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A stage that fails alone: what it raises becomes the failure of its part, which the stages after it hand on, so
+    that the other parts go on. A user's mistake would befall all of them: it is raised."""
+
+    stage: Callable[[Any], Any]
+
+    def __call__(self, batch: Any) -> Any:
+        """What the stage makes of a batch with the column `part`, or a failure."""
+        if FAILURE in (batch.column_names if isinstance(batch, pa.Table) else batch):
+            return batch
+        part = batch["part"][0]
+        try:
+            return self.stage(batch)
+        except UserError:
+            raise
+        except Exception:
+            return failed(part.as_py() if isinstance(part, pa.Scalar) else part, traceback.format_exc())
+
+
+def part_items(parts: list[Part]) -> list[dict[str, Any]]:
+    """Parts as rows, to begin a chain with."""
+    return [{"part": part.name, "plan": part.plan, "row_group": part.row_group, "rows": part.rows} for part in parts]
+
+
+@dataclass(frozen=True)
+class ContainerPlanner:
+    """Plans a tar or Parquet file."""
+
+    folder: Path  # of plans
+    part_rows: int
+    options: dict[str, Any]  # of storage_path
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The rows of the container's parts; none where it holds no image."""
+        path = storage_path(batch["path"][0], "--images", self.options)
+        container = Container(path, int(batch["bytes"][0]), batch["stamp"][0])
+        parts = list(plan_container(self.folder, container, self.part_rows).parts())
+        return {
+            "part": np.array([part.name for part in parts], object),
+            "plan": np.array([part.plan for part in parts], object),
+            "row_group": np.array([part.row_group for part in parts], np.int64),
+            "rows": np.array([part.rows for part in parts], np.int64),
+        }
+
+
+@dataclass(frozen=True)
+class PartReader:
+    """Reads the rows of a part out of its plan."""
+
+    folder: Path  # of plans
+    stop_file: Path | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        """The rows, with the part's name beside them."""
+        part = Part(batch["part"][0], batch["plan"][0], int(batch["row_group"][0]), int(batch["rows"][0]))
+        if self.stop_file is not None and self.stop_file.exists():
+            return failed(part.name, STOPPED)
+        listing = part.read_listing(self.folder).replace_schema_metadata(None)
+        if len(listing) != part.rows:
+            raise RuntimeError(f"{part.plan} holds {len(listing)} rows of {part.name}, expected {part.rows}")
+        return listing.append_column("part", pa.array([part.name] * part.rows))
 
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Writes the block of a part as its Parquet file, committed by rename, and reports on it."""
+    """Writes the block of a part as its Parquet file, whole or not at all, and reports on it."""
 
     run: Run
 
@@ -38,7 +114,7 @@ class PartWriter:
         rows = table.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
         rows = rows.replace_schema_metadata({FINGERPRINT_KEY: self.run.fingerprint.encode()})
         errors = Counter(error_code(error) for error in rows["error"].drop_null().to_pylist())
-        report = {"part": name, "rows": len(rows), "errors": dict(errors)}
+        report = {"part": name, "rows": len(rows), "errors": dict(errors), "seconds": dict(clock.seconds)}
         with clock.stage("write"):
             # The report first: every part that is there has one, whenever we are killed.
             write_json(self.run.folder / "reports" / f"{name}.json", report)

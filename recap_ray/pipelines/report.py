@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,14 @@ import ray
 
 from recap_ray.errors import ImageError
 from recap_ray.images import ImageLimits
+from recap_ray.inputs.reading import ImageReader
 from recap_ray.outputs import open_output
-from recap_ray.parts import commit
 from recap_ray.pipelines.cluster import cpu_stage, ray_session
 from recap_ray.progress import Progress
 from recap_ray.report import render_gallery, thumbnail
 from recap_ray.runs import output_file, read_json
 from recap_ray.settings import ReportSettings
-from recap_ray.sources import read_image_bytes
+from recap_ray.storage import commit
 
 
 def report(settings: ReportSettings) -> int:
@@ -44,17 +45,23 @@ def report(settings: ReportSettings) -> int:
     return 0
 
 
-def sample_rows(files: list[str], count: int) -> list[pa.Table]:
+def sample_rows(files: list[Path], count: int) -> list[pa.Table]:
     """At most `count` rows, evenly spread over all part files: a table for each file that has some."""
-    sizes = [pq.ParquetFile(file).metadata.num_rows for file in files]
+    sizes = [_rows_of(file) for file in files]
     chosen = np.unique(np.linspace(0, sum(sizes) - 1, min(count, sum(sizes))).round().astype(np.int64))
     tables, offset = [], 0
     for file, size in zip(files, sizes):
         here = chosen[(chosen >= offset) & (chosen < offset + size)] - offset
         offset += size
         if len(here):
-            tables.append(pq.read_table(file).take(here).replace_schema_metadata(None).combine_chunks())
+            with file.open("rb") as stream:
+                tables.append(pq.read_table(stream).take(here).replace_schema_metadata(None).combine_chunks())
     return tables
+
+
+def _rows_of(file: Path) -> int:
+    with file.open("rb") as stream:
+        return int(pq.ParquetFile(stream).metadata.num_rows)
 
 
 def add_thumbnails(rows: pa.Table, limits: ImageLimits) -> pa.Table:
@@ -66,6 +73,6 @@ def add_thumbnails(rows: pa.Table, limits: ImageLimits) -> pa.Table:
 
 def _thumbnail(source: str, limits: ImageLimits) -> str | None:
     try:
-        return thumbnail(read_image_bytes(source, limits.max_bytes), limits=limits)
+        return thumbnail(ImageReader(limits.max_bytes).read(source), limits=limits)
     except ImageError:
         return None

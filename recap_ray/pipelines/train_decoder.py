@@ -37,12 +37,13 @@ from recap_ray.models.device import Compute
 from recap_ray.models.language_model import language_model_identity, positions
 from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.models.trainable import Trainable, new_trainable, width_of
-from recap_ray.parts import Part, finished_parts, plan_parts, remove_leftovers
+from recap_ray.parts import Part, finished_parts, plan_once
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.training_stages import embed_examples, listing_of_captions, listing_of_pairs
 from recap_ray.progress import Progress
 from recap_ray.runs import Run, file_stamp, open_run
 from recap_ray.settings import TrainDecoderSettings
+from recap_ray.storage import remove_leftovers
 from recap_ray.tables import read_grouped_captions, read_located_pairs
 from recap_ray.training.batches import Batches, PrefixBatches, PromptBatches, Texts
 from recap_ray.training.examples import Examples
@@ -107,7 +108,7 @@ def train_decoder(settings: TrainDecoderSettings) -> int:
         print(f"the decoder in {run.folder} is already trained so")
         return 0
     with ray_session(settings, training=True):
-        parts = plan_parts(run.folder / "plan", listing, settings.part_rows)
+        parts = plan_once(run.folder / "plan", listing, settings.part_rows)
         _embed(settings, card, limits, of_images, parts, run)
         examples = Examples.read(run.folder / "embedded")
         training, validation = examples.split(settings.held_out)

@@ -7,7 +7,6 @@ O/embedded/part-000000-<digest>.parquet    committed by rename; what is there is
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +20,7 @@ from recap_ray.pipelines.cluster import cpu_stage, light_stage, model_stage
 from recap_ray.pipelines.embedding import EmbeddingActor, captions_as_json
 from recap_ray.pipelines.example_writer import ExampleWriter
 from recap_ray.pipelines.loading import ImageLoader
-from recap_ray.pipelines.part_stages import read_part
+from recap_ray.pipelines.part_stages import PartReader, part_items
 from recap_ray.preparing import ImagePreparer
 
 
@@ -50,8 +49,8 @@ def embed_examples(
     parts: list[Part], card: ClipCard, compute: Compute, limits: ImageLimits, of_images: bool, folder: Path
 ) -> ray.data.Dataset:
     """Embeds the rows of parts, images or captions; a row of report a part: rows, errors."""
-    chain = ray.data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts))
-    chain = chain.map_batches(read_part, batch_format="pyarrow", **light_stage())
+    chain = ray.data.from_items(part_items(parts), override_num_blocks=len(parts))
+    chain = chain.map_batches(PartReader(folder.with_name("plan")), batch_format="numpy", **light_stage())
     if of_images:
         loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
         chain = chain.map_batches(loader, batch_format="numpy", **cpu_stage())

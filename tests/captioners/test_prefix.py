@@ -9,10 +9,10 @@ import torch
 from safetensors.numpy import load_file
 
 from recap_ray.captioners import make_captioner
-from recap_ray.captioners.base import COLUMNS
 from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
 from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.schema import CAPTIONER_COLUMNS
 from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import CAPTIONING, StageClock
 from tests.models.published import naive_prefix, write_decoder
@@ -77,7 +77,7 @@ def pictures(built, loaded) -> tuple[np.ndarray, list[str]]:
 def test_every_column_is_filled_in_every_way_of_decoding(loaded, pictures, way, candidates):
     clock = StageClock()
     rows = loaded(**WAYS[way]).caption(*pictures, clock)
-    assert set(rows) == set(COLUMNS) and {len(column) for column in rows.values()} == {21}
+    assert set(rows) == set(CAPTIONER_COLUMNS) and {len(column) for column in rows.values()} == {21}
     assert set(clock.seconds) == set(CAPTIONING) - {"assemble", "retrieve"}
     assert {len(texts) for texts in rows["candidates"]} == {candidates}
     assert rows["neighbours"] == rows["neighbour_ids"] == rows["neighbour_scores"] == [[]] * 21

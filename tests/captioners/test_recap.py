@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from recap_ray.captioners import make_captioner
-from recap_ray.captioners.base import COLUMNS
 from recap_ray.images import ImageLimits
 from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.schema import CAPTIONER_COLUMNS
 from recap_ray.stage_times import CAPTIONING, StageClock
 
 SAMPLED = {"candidates": 3, "temperature": 1.0}
@@ -30,7 +30,7 @@ def pictures(built, captioner) -> tuple[np.ndarray, list[str]]:
 def test_every_column_is_filled_and_every_stage_timed(captioner, pictures):
     clock = StageClock()
     rows = captioner.caption(*pictures, clock)
-    assert set(rows) == set(COLUMNS) and {len(column) for column in rows.values()} == {21}
+    assert set(rows) == set(CAPTIONER_COLUMNS) and {len(column) for column in rows.values()} == {21}
     assert set(clock.seconds) == set(CAPTIONING) - {"assemble"}
 
 

@@ -14,6 +14,7 @@ import pytest
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.captioners import make_captioner
 from recap_ray.cli import run
+from recap_ray.inputs.finding import find_input
 from recap_ray.models.clip import ClipCard
 from recap_ray.pipelines import augment_index as loop_module
 from recap_ray.pipelines import augment_round as round_module
@@ -22,7 +23,6 @@ from recap_ray.pipelines.augment_index import augment_index
 from recap_ray.pipelines.augment_pairs import split_pairs
 from recap_ray.pipelines.build_index import build_index
 from recap_ray.settings import AugmentIndexSettings, BuildIndexSettings
-from recap_ray.sources import list_images
 
 RAY = {"num_cpus": 2, "object_store_mb": 512}
 
@@ -262,7 +262,8 @@ def play(settings, tmp_path, monkeypatch):
         return Path(output)
 
     def caption(given):
-        listing = list_images(given.images).to_pydict()
+        rows = list(find_input(given.images).list_files())
+        listing = {"key": [row.key for row in rows], "source": [row.source for row in rows]}
         texts = [f"{key} by {Path(given.index).parent.name}" for key in listing["key"]]
         scores = pa.array(np.linspace(0, 0.9, len(texts)), pa.float32())
         output = finish(given.output)

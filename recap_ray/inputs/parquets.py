@@ -1,0 +1,130 @@
+"""Parquet files of images, as img2dataset and Hugging Face write them, or of paths of images.
+
+A part is a range of rows. Row groups are read as streams of small batches, so that their size costs no memory; where
+one holds several parts, a part passes over the rows before its own, which costs time: writers of pictures make row
+groups of some hundred rows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recap_ray.errors import ImageError, first_line
+from recap_ray.inputs.rows import PlanRow
+from recap_ray.storage import is_remote
+
+BYTES_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes", "img", "content")
+PATH_COLUMNS = ("image", "path", "image_path", "file", "file_name", "filename", "image_name")
+KEY_COLUMNS = ("key", "__key__", "image_id", "id", "uid", "sample_id")
+TEXT_COLUMNS = ("caption", "text", "TEXT", "alt_text")
+READ_ROWS = 64  # rows of images in memory at once
+
+
+def images_column(schema: pa.Schema) -> str | None:
+    """The column of encoded images, as Arrow reads it: NAME, or NAME.bytes where it is Hugging Face's struct."""
+    for name in BYTES_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return name
+            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+                return f"{name}.bytes"
+    return None
+
+
+def index_parquet(path: Path) -> Iterator[PlanRow]:
+    """A row for each row of the file, or one with the error of a file that cannot be read.
+
+    Its key is that of the table, or else FILE/ROW.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _index(pq.ParquetFile(file), path)
+    except (pa.ArrowException, FileNotFoundError, PermissionError) as error:
+        yield PlanRow(
+            f"{path.name}#footer", f"{path}#row=0&column=", error=f"damaged_input: {path}: {first_line(error)}"
+        )
+
+
+def _index(file: pq.ParquetFile, path: Path) -> Iterator[PlanRow]:
+    schema = file.schema_arrow
+    images, key = images_column(schema), _first(KEY_COLUMNS, schema)
+    text, named = _first(TEXT_COLUMNS, schema), None if images else _first(PATH_COLUMNS, schema)
+    if not images and not named:
+        expected = f"expected a column of images ({', '.join(BYTES_COLUMNS)}) or of their paths"
+        error = f"damaged_input: {path} has neither; {expected}"
+        yield PlanRow(f"{path.name}#columns", f"{path}#row=0&column=", error=error)
+        return
+    columns = [name for name in (key, named) if name]
+    number = 0
+    # Without a column that is wanted Arrow gives no rows.
+    batches = file.iter_batches(columns=columns) if columns else iter(())
+    for batch in batches:
+        keys = batch[key].to_pylist() if key else [None] * len(batch)
+        names = batch[named].to_pylist() if named else [None] * len(batch)
+        for own, name in zip(keys, names):
+            yield _row(path, number, own, name, images, text)
+            number += 1
+    for keyless in range(number, file.metadata.num_rows):
+        yield _row(path, keyless, None, None, images, text)
+
+
+def _row(path: Path, number: int, key: object, name: str | None, images: str | None, text: str | None) -> PlanRow:
+    place = f"row={number}&column="
+    caption = f"{place}{text}" if text else ""
+    if images:
+        return PlanRow(f"{path.stem}/{number}" if key is None else str(key), f"{path}#{place}{images}", caption)
+    if not name:
+        own = f"{path.stem}/{number}" if key is None else str(key)
+        return PlanRow(own, f"{path}#{place}", error="no_image: the row names no file")
+    source = name if is_remote(name) or os.path.isabs(name) else str(path.parent / name)
+    return PlanRow(name if key is None else str(key), source)
+
+
+def _first(names: Sequence[str], schema: pa.Schema) -> str | None:
+    return next((name for name in names if name in schema.names), None)
+
+
+def read_parquet(
+    path: Path, places: Sequence[tuple[str, str]], max_bytes: int
+) -> Iterator[tuple[bytes | ImageError, str]]:
+    """The bytes and the caption of each pair of places, `row=N&column=NAME`; rows rising, as in a plan."""
+    rows = [int(image.removeprefix("row=").partition("&")[0]) for image, _ in places]
+    images = places[0][0].partition("&column=")[2]
+    text = next((text.partition("&column=")[2] for _, text in places if text), "")
+    with path.open("rb") as stream:
+        file = pq.ParquetFile(stream)
+        starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
+        for group in range(file.num_row_groups):
+            wanted = np.array([row - starts[group] for row in rows if starts[group] <= row < starts[group + 1]])
+            if len(wanted):
+                yield from _read_group(file, group, wanted, images, text, max_bytes)
+
+
+def _read_group(
+    file: pq.ParquetFile, group: int, wanted: np.ndarray, images: str, text: str, max_bytes: int
+) -> Iterator[tuple[bytes | ImageError, str]]:
+    first = 0
+    for batch in file.iter_batches(READ_ROWS, [group], [name for name in (images, text) if name]):
+        for i in wanted[(wanted >= first) & (wanted < first + len(batch))] - first:
+            data = batch[images.partition(".")[0]][i].as_py()
+            data = data["bytes"] if isinstance(data, dict) else data
+            caption = batch[text][i].as_py() if text else None
+            yield _checked(data, max_bytes), str(caption or "").strip()
+        first += len(batch)
+        if first > wanted[-1]:
+            return
+
+
+def _checked(data: bytes | None, max_bytes: int) -> bytes | ImageError:
+    if data is None:
+        return ImageError("no_image", "the row holds none")
+    if len(data) > max_bytes:
+        return ImageError("too_many_bytes", f"{len(data)} bytes, the limit is {max_bytes}")
+    return data

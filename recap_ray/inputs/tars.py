@@ -1,0 +1,140 @@
+"""Webdataset tars: the members `KEY.jpg`, `KEY.txt` and `KEY.json` are one image with its caption.
+
+A tar is indexed once, by reading its headers: on a disk half a kilobyte a member, from a store the tar as a stream.
+Then any part of it is read by position, so that many workers share one tar, a kill loses a part and not a tar, and the
+time left is known. An index needs no order: members of one key may stand anywhere in the tar.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from recap_ray.errors import ImageError, first_line
+from recap_ray.images import IMAGE_SUFFIXES
+from recap_ray.inputs.rows import PlanRow
+
+TEXT_FORMATS = ("txt", "json")  # the first that a key has tells its caption
+CAPTION_NAMES = ("caption", "text", "TEXT")  # in a .json
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
+BLOCK = 512  # a tar's unit
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The members of one key: where each one's bytes are, as START+SIZE."""
+
+    offset: int  # of its first member
+    image: str = ""
+    texts: dict[str, str] = field(default_factory=dict)  # format -> place
+    others: list[str] = field(default_factory=list)
+
+
+def index_tar(path: Path) -> list[PlanRow]:
+    """A row for each key, in the order in which the keys begin; and one for the place where a damaged tar ends.
+
+    A key is what stands before the first dot of a member's name, folders included, as webdataset has it. Of several
+    images of a key the first counts.
+    """
+    samples: dict[str, _Sample] = {}
+    damage = None
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if kind := COMPRESSED.get(file.read(2)):
+                damage = (0, f"it is compressed by {kind}: expected a plain tar, which can be read from any place")
+            else:
+                file.seek(0)
+                damage = _gather(file, size, samples)
+    except (FileNotFoundError, PermissionError) as error:
+        damage = (0, error.strerror or first_line(error))
+    rows = [_row(path, key, sample) for key, sample in samples.items()]
+    if damage:
+        offset, reason = damage
+        told = f"damaged_input: {path} from byte {offset:,} on: {reason}"
+        rows.append(PlanRow(f"{path.name}#{offset}", f"{path}#bytes={offset}+0", error=told))
+    return rows
+
+
+def _gather(file: IO[bytes], size: int, samples: dict[str, _Sample]) -> tuple[int, str] | None:
+    """Fills `samples`; gives the offset and the reason of what ends the tar too early."""
+    tar = None
+    try:
+        tar = tarfile.TarFile(fileobj=file)
+        while member := tar.next():
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
+            if not member.isreg():
+                continue
+            if member.offset_data + member.size > size:
+                return member.offset, f"the member {member.name} is cut off"
+            _note(member, samples)
+        offset = tar.offset
+    except tarfile.TarError as error:
+        return (tar.offset if tar else 0), first_line(error)
+    # tarfile takes any broken header for the end; the true one is a block of zeros, or nothing.
+    file.seek(offset)
+    block = file.read(BLOCK)
+    return (offset, "no header of a member") if any(block) else None
+
+
+def _note(member: tarfile.TarInfo, samples: dict[str, _Sample]) -> None:
+    folder, slash, name = member.name.rpartition("/")
+    stem, dot, extension = name.partition(".")
+    if not stem or not dot:  # a hidden file, or one without an extension, is no member of a sample
+        return
+    sample = samples.setdefault(f"{folder}{slash}{stem}", _Sample(member.offset))
+    extension, place = extension.lower(), f"{member.offset_data}+{member.size}"
+    if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES:
+        sample.image = sample.image or place
+    elif extension in TEXT_FORMATS:
+        sample.texts.setdefault(extension, place)
+    else:
+        sample.others.append(extension)
+
+
+def _row(path: Path, key: str, sample: _Sample) -> PlanRow:
+    text = next((f"bytes={sample.texts[kind]}&{kind}" for kind in TEXT_FORMATS if kind in sample.texts), "")
+    if sample.image:
+        return PlanRow(key, f"{path}#bytes={sample.image}", text)
+    there = ", ".join([*sample.texts, *sample.others])
+    return PlanRow(key, f"{path}#bytes={sample.offset}+0", text, error=f"no_image: its members are {there}")
+
+
+def read_tar(path: Path, places: Sequence[tuple[str, str]], max_bytes: int) -> Iterator[tuple[bytes | ImageError, str]]:
+    """The bytes and the caption of each pair of places, `bytes=START+SIZE` and `bytes=START+SIZE&FORMAT` or "".
+
+    In the order of the tar it is read as a stream, which is the order of its plan.
+    """
+    with path.open("rb") as file:
+        for image, text in places:
+            yield _member(file, image, max_bytes), _caption(file, text, max_bytes)
+
+
+def _member(file: IO[bytes], place: str, max_bytes: int) -> bytes | ImageError:
+    start, size = map(int, place.removeprefix("bytes=").partition("&")[0].split("+"))
+    if size > max_bytes:
+        return ImageError("too_many_bytes", f"{size} bytes, the limit is {max_bytes}")
+    file.seek(start)
+    data = file.read(size)
+    return data if len(data) == size else ImageError("unreadable", f"the tar ends {size - len(data)} bytes too early")
+
+
+def _caption(file: IO[bytes], place: str, max_bytes: int) -> str:
+    data = _member(file, place, max_bytes) if place else b""
+    if not data or isinstance(data, ImageError):
+        return ""
+    text = data.decode("utf-8", "replace")
+    if not place.endswith("&json"):
+        return text.strip()
+    with suppress(ValueError):
+        content = json.loads(text)
+        if isinstance(content, dict):
+            return next((str(content[name]).strip() for name in CAPTION_NAMES if content.get(name)), "")
+    return ""

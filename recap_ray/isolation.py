@@ -1,0 +1,67 @@
+"""A child process for calls that may kill or never leave the process they are made in: codecs on strangers' bytes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from recap_ray.errors import ImageError
+
+
+class IsolatedCalls:
+    """Calls one function in a child process, which is started anew after each death."""
+
+    def __init__(self, function: Callable[..., Any], timeout_s: float):
+        self.function, self.timeout_s = function, timeout_s
+        self.context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
+        self.child: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the function returns, or the ImageError that it raises; raises ImageError (decoder_crashed,
+        decoder_hung) if the child dies, or is not done in time."""
+        if self.child is None:
+            self._start()
+        self.pipe.send(arguments)
+        if not self.pipe.poll(self.timeout_s):
+            self.close()
+            raise ImageError("decoder_hung", f"decoding took longer than {self.timeout_s:g} s")
+        try:
+            result = self.pipe.recv()
+        except EOFError:
+            self.child.join()
+            code, self.child = self.child.exitcode, None
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            raise ImageError("decoder_crashed", f"decoding ended its process by {how}") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """Ends the child."""
+        if self.child is not None:
+            self.child.kill()
+            self.child.join()
+            self.child = None
+
+    def _start(self) -> None:
+        self.pipe, other = self.context.Pipe()
+        self.child = self.context.Process(target=_serve, args=(self.function, other), daemon=True)
+        self.child.start()
+        other.close()
+        self.pipe.recv()  # it has loaded what it needs: the time of the first call is the call's own
+
+
+def _serve(function: Callable[..., Any], pipe: Connection) -> None:
+    pipe.send("ready")
+    while True:
+        try:
+            arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(function(*arguments))
+        except Exception as error:
+            pipe.send(error)

@@ -1,0 +1,113 @@
+"""The life of an image as a Ray Data chain: parts of a plan -> pixels -> captions -> one Parquet file a part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from recap_ray.inputs.finding import Container
+from recap_ray.parts import Part
+from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage
+from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.pipelines.part_stages import ContainerPlanner, Guarded, PartReader, PartWriter, part_items
+from recap_ray.runs import Run
+from recap_ray.schema import CAPTION_SCHEMA, CAPTIONER_COLUMNS
+from recap_ray.stage_times import StageClock
+from recap_ray.storage import storage_options
+
+if TYPE_CHECKING:  # what a captioner needs is loaded with it, by the actors alone
+    from recap_ray.captioners.base import Captioner
+
+
+@dataclass(frozen=True)
+class CaptionStages:
+    """The stages of a run, to be chained for whichever parts are to be captioned."""
+
+    run: Run
+    loader: ImageLoader
+    captioner: Captioner
+    actors: ModelActors
+    part_rows: int
+    stop_file: Path
+
+    @property
+    def plans(self) -> Path:
+        """The folder of plans."""
+        return self.run.folder / "plan"
+
+    def chain(self, parts: list[Part], containers: list[Container], loader: ImageLoader) -> ray.data.Dataset:
+        """One row of report for each part, of those given and of those that the containers turn out to hold.
+
+        Each part enters as one block and leaves as one row. Containers are indexed while parts are captioned.
+        """
+        return (
+            self._parts(parts, containers)
+            .map_batches(Guarded(PartReader(self.plans, self.stop_file)), batch_format="numpy", **light_stage())
+            .map_batches(Guarded(loader), batch_format="numpy", **cpu_stage())
+            .map_batches(
+                CaptionActor, fn_constructor_args=(self.captioner,), batch_format="numpy", **self.actors.stage()
+            )
+            .map_batches(Guarded(PartWriter(self.run)), batch_format="pyarrow", **light_stage())
+        )
+
+    def _parts(self, parts: list[Part], containers: list[Container]) -> ray.data.Dataset:
+        """One row and one block a part."""
+        chains = []
+        if parts:
+            chains.append(ray.data.from_items(part_items(parts), override_num_blocks=len(parts)))
+        if containers:
+            items = [{"path": str(c.path), "bytes": c.bytes, "stamp": c.stamp} for c in containers]
+            planner = ContainerPlanner(self.plans, self.part_rows, storage_options())
+            chains.append(
+                ray.data.from_items(items, override_num_blocks=len(items))
+                .map_batches(planner, batch_format="numpy", **light_stage())
+                .repartition(target_num_rows_per_block=1)
+            )
+        return chains[0].union(*chains[1:]) if len(chains) > 1 else chains[0]
+
+
+class CaptionActor(ModelActor):
+    """Holds one captioner with its models; captions the images of a block that could be decoded."""
+
+    def load(self, captioner: Captioner) -> None:
+        """Loads the models."""
+        captioner.load()
+        self.captioner = captioner
+        self.idle_since: float | None = None
+
+    def process(self, batch: dict[str, Any]) -> Any:
+        """The output rows of a block, or the failure of its part."""
+        return Guarded(self._caption)(batch)
+
+    def _caption(self, batch: dict[str, Any]) -> pa.Table:
+        """The output rows of a block: decoded images captioned, the others with their error."""
+        clock = StageClock(batch["times"][0])
+        clock.arrived("decoded")
+        if self.idle_since is not None:  # the first part had to wait for the models, not they for it
+            clock.seconds["actors"] += perf_counter() - self.idle_since
+        good = np.flatnonzero(batch["error"] == "")
+        keys = [batch["key"][i] for i in good]
+        # A part may hold no good picture at all; captioners are never asked about none.
+        written = self.captioner.caption(batch["pixels"][good], keys, clock) if len(good) else {}
+        with clock.stage("assemble"):
+            rows = self._rows(batch, good, written)
+        self.idle_since = perf_counter()
+        return rows.append_column("times", pa.array([clock.carried()] * len(rows)))
+
+    def _rows(self, batch: dict[str, Any], good: np.ndarray, written: dict[str, list[Any]]) -> pa.Table:
+        columns: dict[str, list[Any]] = {name: [None] * len(batch["key"]) for name in CAPTIONER_COLUMNS}
+        columns["error"] = [error or None for error in batch["error"]]
+        for name in written:
+            for i, value in zip(good, written[name]):
+                columns[name][i] = value
+        size = {name: [value or None for value in batch[name].tolist()] for name in ("width", "height")}
+        columns |= {"key": list(batch["key"]), "source": list(batch["source"]), **size}
+        columns["original_caption"] = [caption or None for caption in batch["original_caption"]]
+        rows = pa.table({field.name: pa.array(columns[field.name], field.type) for field in CAPTION_SCHEMA})
+        return rows.append_column("part", pa.array(list(batch["part"]), pa.string()))

@@ -1,0 +1,152 @@
+"""Local folders and object stores behind one kind of path: pathlib's own, or universal_pathlib's over fsspec.
+
+Every path that a user gives becomes one by `storage_path`. What is pickled to workers carries its options along, so
+that nothing has to be set up there. A store that answers with errors for a while is asked again for about a minute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from recap_ray.errors import UserError, first_line
+
+CACHE = "recap-ray-cache"  # in the system's temporary folder: copies of remote files that only local ones can be
+
+_options: dict[str, Any] = {}
+
+
+def use_storage_options(text: str | None) -> None:
+    """Makes `text`, a JSON object, the options of every URL that `storage_path` opens from now on.
+
+    Raises UserError if it is no JSON object; the message does not repeat it, for it may hold credentials.
+    """
+    try:
+        options = json.loads(text) if text else {}
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise UserError('--storage-options is no JSON object: expected one like {"endpoint_url": "http://..."}')
+    _options.clear()
+    _options.update(options)
+
+
+def storage_options() -> dict[str, Any]:
+    """The options in use, for workers that open URLs as texts."""
+    return dict(_options)
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether it is a URL, as text or as a path of `storage_path`."""
+    return "://" in path if isinstance(path, str) else not isinstance(path, Path)
+
+
+def storage_path(text: str, flag: str, options: Mapping[str, Any] | None = None) -> Path:
+    """The path of a local file or folder, made absolute, or of an fsspec URL; `options` default to those in use.
+
+    A remote one has the methods of a pathlib.Path that this project uses, and the attributes `fs` and `path` beside.
+    Raises UserError, which begins with `flag`, for a URL of an unknown kind.
+    """
+    if not is_remote(text):
+        return Path(text).expanduser().absolute()
+    from upath import UPath
+
+    if text.startswith(("s3://", "s3a://")):
+        import recap_ray.s3  # noqa: F401  (its paths register themselves)
+    given = _options if options is None else options
+    try:
+        # Listings must be fresh: other workers write, and drivers come back after a kill.
+        return cast(Path, UPath(text.rstrip("/"), **{"use_listings_cache": False, **given}))
+    except (ValueError, ImportError, TypeError) as error:
+        raise UserError(f"{flag} {text} cannot be opened: {first_line(error)}") from None
+
+
+def commit(path: Path, write: Callable[[Path], object]) -> None:
+    """Makes `path` appear whole or not at all: `write` fills a local temporary file, which is renamed, or for a store
+    put in one request (or completed upload), which is atomic there.
+
+    The temporary name starts with a dot, so that no reader's pattern finds it.
+    """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / path.name
+            write(local)
+            _fs(path).put_file(str(local), _key(path))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; a store needs none."""
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that killed writers left in `folder`; a store has none."""
+    if not is_remote(folder):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def names_in(folder: Path, prefix: str = "", suffix: str = "") -> list[str]:
+    """The sorted names of the files in a folder, by one listing; nothing is opened. No folder has no files."""
+    if is_remote(folder):
+        try:
+            found = [name.rsplit("/", 1)[-1] for name in _fs(folder).ls(_key(folder), detail=False)]
+        except FileNotFoundError:
+            found = []
+    else:
+        found = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in found if name.startswith(prefix) and name.endswith(suffix))
+
+
+def local_copy(path: Path) -> Path:
+    """The path itself if it is local, else a copy of the file or folder on this machine, fetched once."""
+    if not is_remote(path):
+        return path
+    files = _fs(path).find(_key(path), detail=True)
+    stamp = hashlib.sha256(repr([(name, stamp_of(about)) for name, about in sorted(files.items())]).encode())
+    target = Path(tempfile.gettempdir()) / CACHE / stamp.hexdigest()[:16] / path.name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        for name in files:
+            to = fresh / name.removeprefix(_key(path)).lstrip("/") if name != _key(path) else fresh
+            to.parent.mkdir(parents=True, exist_ok=True)
+            _fs(path).get_file(name, str(to))
+        try:
+            fresh.rename(target)
+        except OSError:  # another process was faster
+            shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink()
+    return target
+
+
+def stamp_of(about: Mapping[str, Any]) -> str:
+    """What tells one version of a file from another without reading it: its entity tag, or its size and time; of what
+    a file system's listing says."""
+    tag = about.get("ETag") or about.get("etag") or about.get("mtime") or about.get("LastModified")
+    return f"{about.get('size')} {tag}"
+
+
+def _fs(path: Path) -> Any:
+    return cast(Any, path).fs
+
+
+def _key(path: Path) -> str:
+    return cast(str, cast(Any, path).path)
