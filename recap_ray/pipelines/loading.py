@@ -48,3 +48,14 @@ class ImageLoader:
         times = np.full(count, clock.carried(), object)
         sides = {"width": sizes[:, 0], "height": sizes[:, 1]}
         return {**batch, "pixels": pixels, **sides, "error": errors, "times": times}
+
+
+@dataclass(frozen=True)
+class OfImages:
+    """Loads the pictures of a part of images; a part of texts goes by."""
+
+    loader: ImageLoader
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch, with pixels if it is of images."""
+        return self.loader(batch) if batch["source"][0] else batch
