@@ -108,3 +108,35 @@ def run_folder(built, tmp_path_factory) -> Path:
     settings = built.caption_settings(tmp_path_factory.mktemp("run") / "out")
     assert caption(settings) == 0
     return Path(settings.output)
+
+
+@pytest.fixture(scope="session")
+def loop_settings(built, tmp_path_factory):
+    """Of an augmentation loop of one round over 60 pairs, a fifth of them set aside."""
+    from recap_ray.settings import AugmentIndexSettings
+
+    folder = tmp_path_factory.mktemp("loop")
+    lines = built.world.pairs.read_text().splitlines()[:61]
+    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    return AugmentIndexSettings(
+        pairs=str(folder / "pairs.tsv"),
+        image_root=str(built.world.pairs.parent),
+        index=built.index,
+        output=str(folder / "out"),
+        rounds=1,
+        percentile=40,
+        images_per_round=24,
+        candidates=2,
+        part_rows=24,
+        **TINY,
+        **RAY_LIMITS,
+    )
+
+
+@pytest.fixture(scope="session")
+def looped(loop_settings) -> Path:
+    """The folder of the loop, which was run."""
+    from recap_ray.pipelines.augment_index import augment_index
+
+    assert augment_index(loop_settings) == 0
+    return Path(loop_settings.output)

@@ -16,7 +16,7 @@ from recap_ray.images import ImageLimits
 from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.models.device import Compute
 from recap_ray.pipelines.cluster import ModelActor, cpu_stage, model_stage
-from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.pipelines.loading import ImageLoader, OfImages
 from recap_ray.preparing import ImagePreparer
 from recap_ray.progress import Progress
 from recap_ray.schema import error_code
@@ -72,19 +72,17 @@ def embed(
     distinct = list(dict.fromkeys(texts))
     of_images = np.full((len(images), card.embed_dim), np.nan, np.float32)
     of_texts = np.full((len(distinct), card.embed_dim), np.nan, np.float32)
-    chains = []
-    if distinct:
-        chains.append(ray.data.from_arrow(slices(_numbered("caption", distinct), TEXT_PART_ROWS)))
-    if images:
+    if parts := _of_texts(distinct) + _of_images(list(images.values()), part_rows):
         loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
-        parts = ray.data.from_arrow(slices(_numbered("source", list(images.values())), part_rows))
-        chains.append(parts.map_batches(loader, batch_format="numpy", **cpu_stage()))
-    if chains:
-        actors = model_stage(compute.device, -(-len(distinct) // TEXT_PART_ROWS) - (-len(images) // part_rows))
         embedded = (
-            chains[0]
-            .union(*chains[1:])
-            .map_batches(EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
+            ray.data.from_arrow(parts)
+            .map_batches(OfImages(loader), batch_format="numpy", **cpu_stage())
+            .map_batches(
+                EmbeddingActor,
+                fn_constructor_args=(card, compute),
+                batch_format="numpy",
+                **model_stage(compute.device, len(parts)),
+            )
         )
         progress = Progress("CLIP", len(images) + len(distinct), "images and texts")
         for part in embedded.iter_batches(batch_size=None, batch_format="numpy"):
@@ -94,8 +92,18 @@ def embed(
     return Embedded(_places(images), of_images), Embedded(_places(distinct), of_texts)
 
 
-def _numbered(name: str, values: list[str]) -> pa.Table:
-    return pa.table({"row": pa.array(range(len(values)), pa.int64()), name: pa.array(values, pa.string())})
+def _of_texts(texts: list[str]) -> list[pa.Table]:
+    return slices(_numbered(texts, [""] * len(texts)), TEXT_PART_ROWS)
+
+
+def _of_images(sources: list[str], part_rows: int) -> list[pa.Table]:
+    return slices(_numbered([""] * len(sources), sources), part_rows)
+
+
+def _numbered(captions: list[str], sources: list[str]) -> pa.Table:
+    """A row of a part is a text or an image, the other one is "": blocks of one chain have the same columns."""
+    texts = [pa.array(values, pa.string()) for values in (captions, sources)]
+    return pa.table({"row": pa.array(range(len(captions)), pa.int64()), "caption": texts[0], "source": texts[1]})
 
 
 def _places(names: Iterable[str]) -> dict[str, int]:

@@ -113,3 +113,14 @@ class Watch:
             faulthandler.dump_traceback_later(self.timeout_s + 1, exit=True, file=sys.__stderr__ or sys.stderr)
             self.set_at = now
         return function(*arguments)
+
+
+@dataclass(frozen=True)
+class OfImages:
+    """Loads the pictures of a part of images; a part of texts goes by."""
+
+    loader: ImageLoader
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch, with pixels if it is of images."""
+        return self.loader(batch) if batch["source"][0] else batch

@@ -22,7 +22,7 @@ from recap_ray.pipelines import build_index as build_module
 from recap_ray.pipelines.augment_index import augment_index
 from recap_ray.pipelines.augment_pairs import split_pairs
 from recap_ray.pipelines.build_index import build_index
-from recap_ray.settings import AugmentIndexSettings, BuildIndexSettings
+from recap_ray.settings import BuildIndexSettings
 
 RAY = {"num_cpus": 2, "object_store_mb": 512}
 
@@ -142,34 +142,6 @@ def test_a_base_that_does_not_fit_is_told_before_anything_is_written(changes, me
 # --- augment-index ---
 
 
-@pytest.fixture(scope="module")
-def settings(built, tmp_path_factory) -> AugmentIndexSettings:
-    """A loop of one round over 60 pairs, a fifth of them set aside."""
-    folder = tmp_path_factory.mktemp("loop")
-    lines = built.world.pairs.read_text().splitlines()[:61]
-    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
-    return AugmentIndexSettings(
-        pairs=str(folder / "pairs.tsv"),
-        image_root=str(built.world.pairs.parent),
-        index=built.index,
-        output=str(folder / "out"),
-        rounds=1,
-        percentile=40,
-        images_per_round=24,
-        clip="tiny",
-        language_model="tiny",
-        candidates=2,
-        part_rows=24,
-        **RAY,
-    )
-
-
-@pytest.fixture(scope="module")
-def looped(settings) -> Path:
-    assert augment_index(settings) == 0
-    return Path(settings.output)
-
-
 def test_the_kept_captions_are_those_at_or_above_the_threshold_and_join_the_index(looped):
     before, report = json_of(looped / "rounds.json")["rounds"]
     assert (before["threshold"], before["new_in_index"], before["index_rows"]) == (None, 0, 400)
@@ -221,16 +193,16 @@ def test_the_best_round_is_offered_for_captioning(looped, built, tmp_path):
     make_captioner(settings)  # checks both
 
 
-def test_run_again_it_does_nothing(looped, settings, monkeypatch, capsys):
+def test_run_again_it_does_nothing(looped, loop_settings, monkeypatch, capsys):
     monkeypatch.setattr(loop_module, "ray_session", None)
     before = {path: path.stat().st_mtime_ns for path in looped.rglob("*")}
-    assert augment_index(settings) == 0
+    assert augment_index(loop_settings) == 0
     assert "already done" in capsys.readouterr().out
     changed = {path.name for path in looped.rglob("*") if path.stat().st_mtime_ns != before.get(path)}
     assert changed <= {"out", "run.json"}
 
 
-def test_stopped_it_goes_on_and_what_comes_after_a_step_done_again_is_made_anew(looped, settings):
+def test_stopped_it_goes_on_and_what_comes_after_a_step_done_again_is_made_anew(looped, loop_settings):
     old = json_of(looped / "rounds.json")
     for name in ("_SUCCESS", "rounds.json", "round-1/validation/_SUCCESS"):
         (looped / name).unlink()
@@ -238,7 +210,7 @@ def test_stopped_it_goes_on_and_what_comes_after_a_step_done_again_is_made_anew(
     kept = [looped / "round-0" / "round.json", looped / "round-1" / "index" / "index.json"]
     anew = [looped / "round-1" / name for name in ("scores.json", "round.json")]
     before = {path: path.stat().st_mtime_ns for path in [*kept, *anew]}
-    assert augment_index(settings) == 0
+    assert augment_index(loop_settings) == 0
     assert all(path.stat().st_mtime_ns == before[path] for path in kept)
     assert all(path.stat().st_mtime_ns != before[path] for path in anew)
     new = json_of(looped / "rounds.json")
@@ -251,7 +223,7 @@ def test_stopped_it_goes_on_and_what_comes_after_a_step_done_again_is_made_anew(
 
 
 @pytest.fixture
-def play(settings, tmp_path, monkeypatch):
+def play(loop_settings, tmp_path, monkeypatch):
     """Runs the loop with the validation scores (CIDEr, MRR) given for each round; gives its folder and exit code."""
     upcoming: list[tuple[float, float]] = []
     broken: list[str] = []
@@ -291,7 +263,7 @@ def play(settings, tmp_path, monkeypatch):
 
     def play(*scores: tuple[float, float], bad: str | None = None, **changes) -> tuple[Path, int]:
         upcoming[:], broken[:] = scores, [bad] if bad else []
-        given = replace(settings, output=str(tmp_path / "out"), rounds=9, **changes)
+        given = replace(loop_settings, output=str(tmp_path / "out"), rounds=9, **changes)
         code = augment_index(given)
         assert not upcoming
         return Path(given.output), code
@@ -354,11 +326,11 @@ def test_too_many_errors_end_the_loop_with_exit_code_1_however_often_it_is_run(p
         assert "24 of 24 images of" in capsys.readouterr().out
 
 
-def test_a_validation_image_that_is_among_the_training_pairs_is_not_trained_on(settings, tmp_path):
-    lines = Path(settings.pairs).read_text().splitlines()
+def test_a_validation_image_that_is_among_the_training_pairs_is_not_trained_on(loop_settings, tmp_path):
+    lines = Path(loop_settings.pairs).read_text().splitlines()
     renamed = [line.replace("fit-images/", "./fit-images/") for line in lines[:4]]  # another name of the same file
     (tmp_path / "validation.tsv").write_text("\n".join(renamed))
-    training, validation = split_pairs(replace(settings, validation_pairs=str(tmp_path / "validation.tsv")))
+    training, validation = split_pairs(replace(loop_settings, validation_pairs=str(tmp_path / "validation.tsv")))
     assert (len(training), len(validation)) == (57, 3)
     assert not set(training["source"].to_pylist()) & set(validation["source"].to_pylist())
 
@@ -367,7 +339,7 @@ def test_a_validation_image_that_is_among_the_training_pairs_is_not_trained_on(s
 
 
 @pytest.fixture
-def attempt(settings, built, tmp_path, capsys, monkeypatch):
+def attempt(loop_settings, built, tmp_path, capsys, monkeypatch):
     """Runs `augment-index` with some flags changed; gives the one line it says."""
 
     def no_ray(*_, **__):
@@ -375,7 +347,7 @@ def attempt(settings, built, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(loop_module, "ray_session", no_ray)
     models = {"clip": "tiny", "language-model": "tiny"}
-    given = {"pairs": settings.pairs, "image-root": settings.image_root, "index": built.index, **models}
+    given = {"pairs": loop_settings.pairs, "image-root": loop_settings.image_root, "index": built.index, **models}
 
     def attempt(**changes) -> str:
         flags = {**given, "output": tmp_path / "out", **{name.replace("_", "-"): v for name, v in changes.items()}}
@@ -412,8 +384,8 @@ def test_an_index_of_another_clip_is_told(attempt, built, tmp_path):
     assert "was built with the CLIP ViT-L-14:openai, but --clip is" in attempt(index=other)
 
 
-def test_too_few_images_on_either_side_are_told(attempt, settings, tmp_path):
-    lines = Path(settings.pairs).read_text().splitlines()
+def test_too_few_images_on_either_side_are_told(attempt, loop_settings, tmp_path):
+    lines = Path(loop_settings.pairs).read_text().splitlines()
     (tmp_path / "nine.tsv").write_text("\n".join(lines[:10]))
     assert "holds 9 images: expected at least 10, of which a fifth" in attempt(pairs=tmp_path / "nine.tsv")
     line = attempt(pairs=tmp_path / "nine.tsv", validation_pairs=tmp_path / "nine.tsv")

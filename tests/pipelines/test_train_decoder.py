@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,9 @@ def clipcap(built, tmp_path_factory):
 
 def test_two_workers_follow_the_losses_of_one(clipcap, tmp_path):
     output = str(tmp_path / "two")
+    for folder in ("plan", "embedded"):  # what is embedded already is not embedded again
+        shutil.copytree(Path(clipcap["output"]) / folder, tmp_path / "two" / folder)
+    shutil.copyfile(Path(clipcap["output"]) / "run.json", tmp_path / "two" / "run.json")
     assert train_decoder(TrainDecoderSettings(**{**clipcap, "output": output, "workers": 2})) == 0
     one, two = losses(clipcap["output"]), losses(output)
     assert one.keys() == two.keys() and len(one) > 30
