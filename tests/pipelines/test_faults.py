@@ -1,61 +1,79 @@
-"""Real processes, really killed: nothing is lost, nothing is done twice."""
+"""Real processes, really killed: nothing is lost, nothing is done twice. `make faults` tries each case many times."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from recap_ray.demo.story import World
+from tests import faults
+from tests.faults import CASES, Scene, expected_rows, try_case, world
 
 
 @pytest.fixture(scope="module")
-def crowd(tmp_path_factory):
-    """600 images in 60 parts, and the index to caption them with."""
-    return World.render(tmp_path_factory.mktemp("crowd"), 10, 100, 600, seed=3)
+def disk():
+    with world(store=False) as found:
+        yield found
 
 
-def command(job: str, flags: list[str]) -> list[str]:
-    return [sys.executable, "-m", "recap_ray", job, *flags, "--num-cpus", "2", "--object-store-mb", "256"]
+@pytest.fixture(scope="module")
+def store():
+    with world(store=True) as found:
+        yield found
 
 
-def test_a_driver_killed_three_times_loses_and_repeats_nothing(crowd, built, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    output = tmp_path / "out"
-    flags = built.caption_flags(output, images=crowd.images, candidates=4, part_rows=10)
-    caption = command("caption", flags)
+@pytest.mark.parametrize(
+    ("case", "where"),
+    [("a CPU worker", "disk"), ("a GPU actor", "store"), ("the writer, before it renames", "disk"),
+     ("the store, 10 s of errors", "store")],
+)  # fmt: skip
+def test_a_fault_loses_and_repeats_nothing(case, where, request):
+    root, variables, fail = request.getfixturevalue(where)
+    seed = random.randrange(10**6)
+    print("seed of the moment:", seed)
+    assert try_case(root, variables, fail, case, seed) <= 2
+    assert case in CASES
+
+
+def test_a_driver_killed_three_times_loses_and_repeats_nothing(disk, tmp_path):
+    root, variables, _ = disk
+    seed = random.randrange(10**6)
+    print("seed of the moments:", seed)
+    scene = Scene(f"{root}/images", str(tmp_path / "out"), tmp_path / "log", random.Random(seed), None, variables)
 
     def parts() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in (output / "captions").glob("part-*")}
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "captions").glob("part-*")}
 
-    seed = random.randrange(1000)
-    print("seed of the moments of death:", seed)
-    moments = random.Random(seed)
     finished: dict[str, int] = {}
     for _ in range(3):
-        with open(tmp_path / "log", "ab") as log:
-            driver = subprocess.Popen(caption, env=environment, stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while len(parts()) <= len(finished) + 2 and time.monotonic() < deadline:  # let it get to work
-            assert driver.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.05)
-        time.sleep(moments.uniform(0, 1))
-        assert driver.poll() is None, "it ended before it could be killed"
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
+        scene.start()
+        deadline = time.monotonic() + faults.LIMIT_S
+        while len(parts()) <= len(finished) + 1 and time.monotonic() < deadline:  # let it get to work
+            assert scene.driver.poll() is None, scene.log.read_text()
+            time.sleep(0.02)
+        scene.driver.send_signal(signal.SIGKILL)
+        scene.driver.wait()
         time.sleep(2)  # Ray's processes notice the death of their driver
         survivors = parts()
         assert {name: survivors[name] for name in finished} == finished, "a finished part was rewritten"
         finished = survivors
-    assert 0 < len(finished) < 60
-    done = subprocess.run(caption, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert 0 < len(finished) < 40
+    scene.start()
+    assert scene.driver.wait(faults.LIMIT_S) == 0, scene.log.read_text()
     assert {name: parts()[name] for name in finished} == finished, "a finished part was rewritten"
-    assert not list((output / "captions").glob(".*.tmp"))
-    verify = command("verify", ["--captions", str(output), "--images", str(crowd.images)])
-    verified = subprocess.run(verify, env=environment, capture_output=True, text=True, timeout=120)
-    assert verified.returncode == 0, verified.stdout
-    assert "600 images: 0 missing, 0 duplicate, 0 unknown" in verified.stdout
+    assert scene.rows() == expected_rows()
+    assert not list((Path(scene.output) / "captions").glob(".*.tmp"))
+
+
+def test_a_driver_told_to_end_ends_after_the_parts_under_way(disk, tmp_path):
+    root, variables, _ = disk
+    scene = Scene(f"{root}/images", str(tmp_path / "out"), tmp_path / "log", random.Random(1), None, variables)
+    scene.start()
+    scene.reach_a_moment()
+    scene.driver.send_signal(signal.SIGTERM)
+    assert scene.driver.wait(faults.LIMIT_S) == 1
+    assert "stopped; the same command goes on from here" in scene.log.read_text()
+    assert 0 < scene.parts() < 40
+    scene.start()
+    assert scene.driver.wait(faults.LIMIT_S) == 0 and scene.rows() == expected_rows()

@@ -1,0 +1,27 @@
+"""`python -m tests.fake_caption`: a captioning driver with stand-ins for the models, to be killed."""
+
+import argparse
+import sys
+
+from recap_ray.pipelines.caption import caption_with
+from recap_ray.settings import CaptionSettings
+from tests.fakes import FakeCaptioner, decode_a_byte
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--seconds", type=float, default=0.05, help="that a part takes the captioner")
+    parser.add_argument("--part-rows", type=int, default=50)
+    parser.add_argument("--actors", type=int, default=1)
+    given = parser.parse_args()
+    settings = CaptionSettings(
+        images=given.images, output=given.output, index="unused", part_rows=given.part_rows, gpu_actors=given.actors,
+        num_cpus=2, object_store_mb=128,
+    )  # fmt: skip
+    return caption_with(FakeCaptioner(given.seconds), settings, decode_a_byte)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""`make faults`: processes killed and a store that fails, at random moments of real runs; prints what came of it.
+
+Each case is a run over 2,000 images in 40 parts, by a driver of its own, with real Ray, files and store, and stand-ins
+for the models. After the fault the same command is given again at most once. Then every key must be there once, with
+the caption of a run that nothing disturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+
+from recap_ray.inputs.finding import find_input
+from recap_ray.pipelines.verify import compare_keys, input_keys
+from recap_ray.storage import commit, names_in, storage_path
+from tests.s3 import KEYS, environment, s3_server
+from tests.unsteady_proxy import unsteady_proxy
+
+IMAGES, TARS, PART_ROWS = 2000, 8, 50
+LIMIT_S = 300
+
+
+@dataclass
+class Scene:
+    """One run: where it reads and writes, its driver, and what can be done to it."""
+
+    images: str
+    output: str
+    log: Path
+    moments: random.Random
+    fail_store: Callable[[float], None] | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+    driver: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "tests.fake_caption", "--images", self.images, "--output", self.output]
+        kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with open(self.log, "ab") as log:
+            self.driver = subprocess.Popen(
+                command, env=kept | self.variables, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def parts(self) -> int:
+        return len(names_in(storage_path(self.output, "--output") / "captions", "part-"))
+
+    def reach_a_moment(self) -> None:
+        """Waits until some of the parts are there."""
+        wanted, deadline = self.moments.randrange(2, 30), time.monotonic() + LIMIT_S
+        while self.parts() < wanted:
+            assert self.driver.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, "nothing moves"
+            time.sleep(0.05)
+        time.sleep(self.moments.uniform(0, 0.3))
+
+    def processes(self, *titles: str) -> list[psutil.Process]:
+        """Those of this run's Ray whose title holds one of these."""
+        found = []
+        for process in psutil.Process(self.driver.pid).children(recursive=True):
+            try:
+                if any(title in " ".join(process.cmdline()) for title in titles):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill_one(self, *titles: str) -> None:
+        """Kills a process with such a title, as soon as there is one."""
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline and self.driver.poll() is None:
+            if there := self.processes(*titles):
+                self.moments.choice(there).kill()
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"no process of {titles} was met")
+
+    def finish(self) -> int:
+        """Waits for the driver; a run that was broken is given again, once. How many times it was given."""
+        try:
+            code = self.driver.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.driver.pid, signal.SIGKILL)
+            raise AssertionError(f"hung: {self.log.read_text()[-2000:]}") from None
+        if code == 0:
+            return 1
+        time.sleep(2)  # Ray's processes notice the death of their driver
+        self.start()
+        assert self.driver.wait(LIMIT_S) == 0, self.log.read_text()[-3000:]
+        return 2
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Key and caption of all rows, by key."""
+        folder, rows = storage_path(self.output, "--output") / "captions", []
+        for name in names_in(folder, "part-"):
+            with (folder / name).open("rb") as file:
+                table = pq.read_table(file, columns=["key", "caption"])
+                rows += zip(table["key"].to_pylist(), table["caption"].to_pylist())
+        return sorted(rows)
+
+
+def kill_cpu_worker(scene: Scene) -> None:
+    scene.kill_one("MapBatches(ImageLoader", "MapBatches(Guarded")
+
+
+def kill_gpu_actor(scene: Scene) -> None:
+    scene.kill_one("CaptionActor")
+
+
+def kill_writer(scene: Scene) -> None:
+    """The process that holds a temporary file, before it is renamed; of a store, whose writers have none there, any
+    process that writes."""
+    if "://" in scene.output:
+        return kill_cpu_worker(scene)
+    folder = os.path.join(scene.output, "captions")
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline and scene.driver.poll() is None:
+        waiting = [name for name in os.listdir(folder) if name.endswith(".tmp")]
+        for process in scene.processes("ray::") if waiting else []:
+            try:
+                if any(file.path.endswith(".tmp") for file in process.open_files()):
+                    process.kill()
+                    return None
+            except psutil.Error:
+                continue
+    raise AssertionError("no writer was met")
+
+
+def kill_driver(scene: Scene) -> None:
+    scene.driver.kill()
+
+
+def fail_store(scene: Scene) -> None:
+    scene.fail_store(10.0)
+
+
+CASES: dict[str, Callable[[Scene], None]] = {
+    "a CPU worker": kill_cpu_worker,
+    "a GPU actor": kill_gpu_actor,
+    "the writer, before it renames": kill_writer,
+    "the driver": kill_driver,
+    "the store, 10 s of errors": fail_store,
+}
+
+
+def write_images(folder: Path) -> None:
+    """Tars of pictures of one byte."""
+    for number in range(TARS):
+        data = io.BytesIO()
+        with tarfile.open(fileobj=data, mode="w") as tar:
+            for key in range(number * IMAGES // TARS, (number + 1) * IMAGES // TARS):
+                member = tarfile.TarInfo(f"{key:06d}.jpg")
+                member.size = 1
+                tar.addfile(member, io.BytesIO(bytes([key % 251])))
+        commit(folder / f"{number:03d}.tar", lambda path: path.write_bytes(data.getvalue()))  # noqa: B023
+
+
+def expected_rows() -> list[tuple[str, str]]:
+    return [(f"{key:06d}", f"{key:06d} {key % 251:.2f}") for key in range(IMAGES)]
+
+
+@contextmanager
+def world(store: bool) -> Iterator[tuple[str, dict[str, str], Callable[[float], None] | None]]:
+    """A folder with the images in it, the variables that lead to it, and what makes its store fail for some seconds."""
+    with ExitStack() as stack:
+        local = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if not store:
+            write_images(local / "images")
+            yield str(local), {}, None
+            return
+        server = stack.enter_context(s3_server())
+        proxy, fail = stack.enter_context(unsteady_proxy(server))
+        variables = {**KEYS, "AWS_ENDPOINT_URL": proxy}
+        stack.enter_context(environment(**{**variables, "AWS_ENDPOINT_URL": server}))
+        root = storage_path("s3://faults", "--images")
+        root.fs.mkdir("faults")
+        write_images(root / "images")
+        yield "s3://faults", variables, fail
+
+
+def try_case(root: str, variables: dict[str, str], fail, case: str, seed: int) -> int:
+    """Runs a case; gives how many times the command was given. Raises AssertionError if a row is lost or doubled."""
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(
+            f"{root}/images", f"{root}/out-{seed}", Path(folder) / "log", random.Random(seed), fail, variables
+        )
+        scene.start()
+        scene.reach_a_moment()
+        CASES[case](scene)
+        given = scene.finish()
+        rows = scene.rows()
+        _, _, faults = compare_keys(lambda: input_keys(find_input(scene.images)), lambda: (key for key, _ in rows))
+        assert not any(faults.values()), {name: len(keys) for name, keys in faults.items()}
+        assert rows == expected_rows()
+        return given
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    given = parser.parse_args()
+    print(
+        f"{IMAGES:,} images, seed {given.seed}\n\n{'killed':32}{'where':8}{'tried':>6}{'whole':>7}{'given twice':>13}"
+    )
+    bad, seed = 0, given.seed
+    for store in (False, True):
+        with world(store) as (root, variables, fail):
+            for case in CASES:
+                if case.startswith("the store") and not store:
+                    continue
+                counts: Counter[str] = Counter()
+                for _ in range(given.times):
+                    seed += 1
+                    try:
+                        counts["twice"] += try_case(root, variables, fail, case, seed) == 2
+                        counts["whole"] += 1
+                    except AssertionError as error:
+                        print(f"  {case}, seed {seed}: {error}")
+                        bad += 1
+                where = "S3" if store else "disk"
+                print(f"{case:32}{where:8}{given.times:>6}{counts['whole']:>7}{counts['twice']:>13}", flush=True)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
