@@ -25,7 +25,7 @@ WORDINGS = 3  # captions of a scene
 # wrong. Nothing is known at first, so that the prompt's captions are worth learning from too.
 TRAINING = (
     "--from-scratch", "--learn-prompt", "--neighbours", "6", "--datastore", "3000", "--noise-variance", "0.001",
-    "--epochs", "1", "--batch-size", "32", "--learning-rate", "2e-3", "--part-rows", "4096",
+    "--epochs", "2", "--batch-size", "32", "--learning-rate", "2e-3", "--part-rows", "4096",
 )  # fmt: skip
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
