@@ -114,7 +114,7 @@ class Scene:
 
 
 def kill_cpu_worker(scene: Scene) -> None:
-    scene.kill_one("MapBatches(ImageLoader", "MapBatches(Guarded")
+    scene.kill_one("MapBatches(ImageLoader", "MapBatches(PartReader")
 
 
 def kill_gpu_actor(scene: Scene) -> None:

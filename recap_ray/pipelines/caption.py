@@ -29,8 +29,9 @@ from recap_ray.inputs.planning import compare_containers, plan_files
 from recap_ray.parts import Part, Plan, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
 from recap_ray.pipelines.cluster import model_actors, ray_session
+from recap_ray.pipelines.guard import FAILURE, STOPPED
 from recap_ray.pipelines.loading import Decoder, ImageLoader
-from recap_ray.pipelines.part_stages import FAILURE, STOP_FILE, STOPPED
+from recap_ray.pipelines.part_stages import STOP_FILE
 from recap_ray.progress import Progress
 from recap_ray.runs import Run, open_run, read_json
 from recap_ray.settings import CaptionSettings

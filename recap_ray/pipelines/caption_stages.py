@@ -14,8 +14,9 @@ import ray
 from recap_ray.inputs.finding import Container
 from recap_ray.parts import Part
 from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage
+from recap_ray.pipelines.guard import guarded
 from recap_ray.pipelines.loading import ImageLoader
-from recap_ray.pipelines.part_stages import ContainerPlanner, Guarded, PartReader, PartWriter, part_items
+from recap_ray.pipelines.part_stages import ContainerPlanner, PartReader, PartWriter, part_items
 from recap_ray.runs import Run
 from recap_ray.schema import CAPTION_SCHEMA, CAPTIONER_COLUMNS
 from recap_ray.stage_times import StageClock
@@ -48,12 +49,12 @@ class CaptionStages:
         """
         return (
             self._parts(parts, containers)
-            .map_batches(Guarded(PartReader(self.plans, self.stop_file)), batch_format="numpy", **light_stage())
-            .map_batches(Guarded(loader), batch_format="numpy", **cpu_stage())
+            .map_batches(PartReader(self.plans, self.stop_file), batch_format="numpy", **light_stage())
+            .map_batches(loader, batch_format="numpy", **cpu_stage())
             .map_batches(
                 CaptionActor, fn_constructor_args=(self.captioner,), batch_format="numpy", **self.actors.stage()
             )
-            .map_batches(Guarded(PartWriter(self.run)), batch_format="pyarrow", **light_stage())
+            .map_batches(PartWriter(self.run), batch_format="pyarrow", **light_stage())
         )
 
     def _parts(self, parts: list[Part], containers: list[Container]) -> ray.data.Dataset:
@@ -81,11 +82,8 @@ class CaptionActor(ModelActor):
         self.captioner = captioner
         self.idle_since: float | None = None
 
+    @guarded
     def process(self, batch: dict[str, Any]) -> Any:
-        """The output rows of a block, or the failure of its part."""
-        return Guarded(self._caption)(batch)
-
-    def _caption(self, batch: dict[str, Any]) -> pa.Table:
         """The output rows of a block: decoded images captioned, the others with their error."""
         clock = StageClock(batch["times"][0])
         clock.arrived("decoded")

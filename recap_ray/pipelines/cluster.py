@@ -146,8 +146,9 @@ class ModelActor(ABC):
 
 def cpu_stage() -> dict[str, Any]:
     """Arguments of `map_batches` for a stage of CPU work on whole blocks: a CPU each, less on very small machines,
-    where whole CPUs would leave the other stages none."""
-    return {"batch_size": None, "num_cpus": min(1.0, _cpus() / 4)}
+    where whole CPUs would leave the other stages none. A block that kills its process is tried once more; Ray's own
+    default is to retry for ever."""
+    return {"batch_size": None, "num_cpus": min(1.0, _cpus() / 4), "max_retries": 1}
 
 
 def _cpus() -> float:

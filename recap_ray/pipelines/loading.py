@@ -19,6 +19,7 @@ from recap_ray.errors import ImageError
 from recap_ray.images import ImageLimits, Picture, decode_pixels
 from recap_ray.inputs.reading import ImageReader
 from recap_ray.isolation import IsolatedCalls
+from recap_ray.pipelines.guard import guarded
 from recap_ray.preparing import ImagePreparer
 from recap_ray.stage_times import StageClock
 
@@ -48,6 +49,7 @@ class ImageLoader:
     def __post_init__(self) -> None:
         object.__setattr__(self, "reader", ImageReader(self.limits.max_bytes))
 
+    @guarded
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch with the new columns; its rows stay what they were, in number and order."""
         count = len(batch["source"])

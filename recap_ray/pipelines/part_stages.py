@@ -1,5 +1,4 @@
-"""The first and the last stage of captioning: a part's rows in, its Parquet file out; and what becomes of a part whose
-stage fails.
+"""The first and the last stage of captioning: a part's rows in, its Parquet file out.
 
 They stand apart from the models: a worker that reads or writes imports this file alone, and starts in one second
 instead of seven.
@@ -7,9 +6,7 @@ instead of seven.
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,43 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap_ray.errors import UserError
 from recap_ray.inputs.finding import Container
 from recap_ray.inputs.planning import plan_container
 from recap_ray.parts import Part
+from recap_ray.pipelines.guard import STOPPED, failed, guarded
 from recap_ray.runs import Run, write_json
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
 from recap_ray.stage_times import StageClock
 from recap_ray.storage import commit, storage_path
 
-FAILURE = "failure"  # the column of a block that is all that is left of a failed part: why
-STOPPED = "stopped"  # for a part that was not begun, because the run is to end
 STOP_FILE = ".stop"  # where it lies in the run's folder no more parts are begun
-
-
-def failed(part: str, why: str) -> dict[str, Any]:
-    """The block of a failed part."""
-    return {"part": np.array([part], object), FAILURE: np.array([why], object)}
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """A stage that fails alone: what it raises becomes the failure of its part, which the stages after it hand on, so
-    that the other parts go on. A user's mistake would befall all of them: it is raised."""
-
-    stage: Callable[[Any], Any]
-
-    def __call__(self, batch: Any) -> Any:
-        """What the stage makes of a batch with the column `part`, or a failure."""
-        if FAILURE in (batch.column_names if isinstance(batch, pa.Table) else batch):
-            return batch
-        part = batch["part"][0]
-        try:
-            return self.stage(batch)
-        except UserError:
-            raise
-        except Exception:
-            return failed(part.as_py() if isinstance(part, pa.Scalar) else part, traceback.format_exc())
 
 
 def part_items(parts: list[Part]) -> list[dict[str, Any]]:
@@ -90,6 +60,7 @@ class PartReader:
     folder: Path  # of plans
     stop_file: Path | None = None
 
+    @guarded
     def __call__(self, batch: dict[str, Any]) -> Any:
         """The rows, with the part's name beside them."""
         part = Part(batch["part"][0], batch["plan"][0], int(batch["row_group"][0]), int(batch["rows"][0]))
@@ -107,6 +78,7 @@ class PartWriter:
 
     run: Run
 
+    @guarded
     def __call__(self, table: pa.Table) -> pa.Table:
         """One row of report for the part: its name, rows and errors."""
         name, clock = table["part"][0].as_py(), StageClock(table["times"][0].as_py())
