@@ -114,6 +114,13 @@ class BuildIndexSettings(RaySettings):
     extend: Annotated[str | None, "finished index whose shards are taken over as they are, before new captions"] = None
     origin: Annotated[str, "where these captions are from; kept beside each of them"] = "given"
     shard_rows: Annotated[int, "captions a shard"] = 100_000
+    index_type: Annotated[
+        str, "auto (by size), flat (exact), ivf (visits the nearest lists), ivfpq (so, with 1/32 of the memory)"
+    ] = "auto"
+    index_memory_gb: Annotated[
+        float | None, "of a node for the vectors, more of which auto makes ivfpq; default half of this machine's"
+    ] = None
+    recall: Annotated[float, "of ivf and ivfpq: share of the true neighbours that a search must find"] = 0.95
     device: Annotated[str, "auto, cpu, cuda"] = "auto"
     precision: Annotated[str, PRECISION_HELP] = "auto"
 
@@ -121,6 +128,9 @@ class BuildIndexSettings(RaySettings):
         """Raises UserError for the first value out of its range."""
         super().check()
         self.require_positive("shard_rows")
+        self.require("index_type", self.index_type in ("auto", "flat", "ivf", "ivfpq"), "auto, flat, ivf or ivfpq")
+        self.require("index_memory_gb", self.index_memory_gb is None or self.index_memory_gb > 0, "above 0")
+        self.require("recall", 0 < self.recall < 1, "above 0, below 1")
         self.require("origin", self.origin.strip() != "", "a name")
 
 
