@@ -217,6 +217,10 @@ class CaptionSettings(DecodingSettings):
     output: Annotated[str, "folder for captions/part-*.parquet, run.json and summary.json"]
     method: Annotated[str, "recap, clipcap or capdec"] = "recap"
     index: Annotated[str | None, "of recap: folder made by build-index"] = None
+    index_search: Annotated[
+        str, "of recap: whole (read into each actor), mapped (files that a node's actors share), spread (shards over "
+        "the nodes), auto (by size); all find the same"
+    ] = "auto"  # fmt: skip
     decoder: Annotated[str | None, "of clipcap and capdec: folder made by train-decoder or import-decoder"] = None
     alignment: Annotated[str | None, "folder made by fit-alignment; without it images are not mapped"] = None
 
@@ -227,13 +231,15 @@ class CaptionSettings(DecodingSettings):
             if self.index is None:
                 raise UserError("--method recap retrieves captions: give --index, a folder made by build-index")
             self._leave_out("decoder")
+            known = ("auto", "whole", "mapped", "spread")
+            self.require("index_search", self.index_search in known, "auto, whole, mapped or spread")
         elif self.method in PREFIX_METHODS:
             if self.decoder is None:
                 raise UserError(
                     f"--method {self.method} writes with a decoder: give --decoder, a folder made by train-decoder or "
                     "import-decoder"
                 )
-            self._leave_out("index", "language_model", "neighbours", "prompt")
+            self._leave_out("index", "index_search", "language_model", "neighbours", "prompt")
 
     def _leave_out(self, *names: str) -> None:
         for name in names:

@@ -24,6 +24,7 @@ from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
 from recap_ray.parts import Part, finished_parts, plan_parts, remove_leftovers
 from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage, model_actors, ray_session
+from recap_ray.pipelines.index_search import shared_index
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.part_stages import PartWriter, read_part
 from recap_ray.progress import Progress
@@ -63,9 +64,10 @@ def caption(settings: CaptionSettings) -> int:
             loader = ImageLoader(preparer, limits)
             actors = model_actors(settings.gpu_actors, settings.device, len(todo))
             total = StageClock()
-            for report in caption_parts(todo, loader, captioner, run, actors).iter_rows():
-                progress.update(report["rows"], report["errors"])
-                total.add(StageClock(report["times"]))
+            with shared_index(captioner, settings.index_search, actors.count):
+                for report in caption_parts(todo, loader, captioner, run, actors).iter_rows():
+                    progress.update(report["rows"], report["errors"])
+                    total.add(StageClock(report["times"]))
             times = summarise_times(total, progress.done - progress.before, actors.count)
     progress.finish()
     return _finish(run, parts, progress, times, settings.max_error_rate)
