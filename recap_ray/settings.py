@@ -120,7 +120,9 @@ class BuildIndexSettings(RaySettings):
     index_memory_gb: Annotated[
         float | None, "of a node for the vectors, more of which auto makes ivfpq; default half of this machine's"
     ] = None
-    recall: Annotated[float, "of ivf and ivfpq: share of the true neighbours that a search must find"] = 0.95
+    recall: Annotated[
+        float | None, "of ivf and ivfpq: share of the true neighbours to find; default 0.95, or that of --extend"
+    ] = None
     device: Annotated[str, "auto, cpu, cuda"] = "auto"
     precision: Annotated[str, PRECISION_HELP] = "auto"
 
@@ -130,7 +132,7 @@ class BuildIndexSettings(RaySettings):
         self.require_positive("shard_rows")
         self.require("index_type", self.index_type in ("auto", "flat", "ivf", "ivfpq"), "auto, flat, ivf or ivfpq")
         self.require("index_memory_gb", self.index_memory_gb is None or self.index_memory_gb > 0, "above 0")
-        self.require("recall", 0 < self.recall < 1, "above 0, below 1")
+        self.require("recall", self.recall is None or 0 < self.recall < 1, "above 0, below 1")
         self.require("origin", self.origin.strip() != "", "a name")
 
 

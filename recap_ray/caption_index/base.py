@@ -25,7 +25,8 @@ class IndexBase:
     fingerprint: str | None = None
     shard_rows: tuple[int, ...] = ()
     origins: dict[str, int] = field(default_factory=dict)  # origin -> rows
-    layout: Layout | None = None  # which every extension keeps
+    layout: Layout | None = None  # which every extension keeps, as
+    recall: float | None = None  # the one asked for
 
     @classmethod
     def of(cls, index: str | None, clip: str, dim: int) -> IndexBase:
@@ -45,7 +46,8 @@ class IndexBase:
             and sum(rows) == sum(origins.values()) == card.rows
         ):
             raise UserError(f"--extend {index}: index.json is damaged; build the index again")
-        return cls(card.folder, card.fingerprint, tuple(rows), origins, Layout(card.type, card.nlist))
+        recall = (content.get("recall") or {}).get("target")
+        return cls(card.folder, card.fingerprint, tuple(rows), origins, Layout(card.type, card.nlist), recall)
 
     @property
     def rows(self) -> int:
@@ -65,10 +67,10 @@ class IndexBase:
                 ) from None
 
     def take_over(self, folder: Path) -> None:
-        """Puts all its shards, and what they have in common, into the folder of a new index; what is there stays."""
+        """Puts all its shards, then what they have in common, into the folder of a new index; what is there stays."""
+        for number in range(len(self.shard_rows)):
+            take_over_shard(self.folder, folder, number)
         if self.layout and self.layout.type != FLAT:
             for path in (queries_path, trained_path):
                 if not path(folder).exists():
                     share_file(path(self.folder), path(folder))
-        for number in range(len(self.shard_rows)):
-            take_over_shard(self.folder, folder, number)

@@ -18,9 +18,15 @@ def merge_top_k(found: Sequence[tuple[np.ndarray, ...]], k: int) -> tuple[np.nda
     ones (id -1) come last.
     """
     scores, ids, *others = (np.concatenate(parts, axis=1) for parts in zip(*found))
-    scores = np.where(ids < 0, -np.inf, scores)
-    order = np.lexsort((ids, -scores), axis=1)[:, :k]
-    return tuple(np.take_along_axis(column, order, 1) for column in (scores, ids, *others))
+    columns = [np.where(ids < 0, -np.inf, scores), ids, *others]
+    if scores.shape[1] > 2 * k:  # most of it need not be sorted, only told from the best and their equals
+        below = columns[0] < np.partition(columns[0], -k, axis=1)[:, -k, None]
+        columns = _taken(columns, np.argsort(below, axis=1, kind="stable")[:, : (~below).sum(1).max()])
+    return tuple(_taken(columns, np.lexsort((columns[1], -columns[0]), axis=1)[:, :k]))
+
+
+def _taken(columns: Sequence[np.ndarray], places: np.ndarray) -> list[np.ndarray]:
+    return [np.take_along_axis(column, places, 1) for column in columns]
 
 
 def best_of(found: Sequence[Candidates], candidates: int, k: int) -> tuple[np.ndarray, np.ndarray]:

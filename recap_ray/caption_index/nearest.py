@@ -20,6 +20,8 @@ from recap_ray.errors import UserError
 
 # More candidates than asked for, which are scored anew: see FlatByFaiss.
 SPARE = 8
+MOST_SPARE = 2048  # so many captions of equal embeddings are told apart; of more, FAISS chooses
+RESCORED_AT_ONCE = 65_536  # vectors in memory: 128 MiB of 512 dimensions
 ROUNDING = 1e-5  # by which two products of the same unit vectors can hardly differ
 
 
@@ -50,8 +52,8 @@ class FlatByFaiss(Nearest):
         """See Nearest."""
         wanted = min(k + spare, self.rows)
         estimates, ids = merge_top_k([search_shard(shard, queries, wanted) for shard in self.shards], wanted)
-        scores, ids = merge_top_k([(row_by_row(queries, vectors_at(self.shards, ids)), ids)], k)
-        if wanted < self.rows:
+        scores, ids = merge_top_k([(scores_of(self.shards, queries, ids), ids)], k)
+        if wanted < self.rows and spare < MOST_SPARE:
             unsure = estimates[:, -1] >= scores[:, -1] - ROUNDING
             if unsure.any():
                 scores[unsure], ids[unsure], _ = self(queries[unsure], k, 4 * spare)
@@ -95,7 +97,7 @@ class ByLists(Nearest):
         estimates, ids = merge_top_k(found, max(k, self.rescored))
         if not self.rescored:
             return estimates, ids, estimates
-        scores = row_by_row(queries, vectors_at(self.shards, ids))
+        scores = scores_of(self.shards, queries, ids)
         return estimates, ids, np.where(ids < 0, -np.inf, scores).astype(np.float32)
 
     def _probes(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,6 +106,13 @@ class ByLists(Nearest):
         vectors = self.centroids.reconstruct_batch(near.ravel()).reshape(*near.shape, -1)
         similarities, numbers = merge_top_k([(row_by_row(queries, vectors), near)], self.nprobe)
         return similarities, numbers
+
+
+def scores_of(shards: Sequence[IndexShard], queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Inner products (n, m) of queries (n, d) with the vectors of ids (n, m), see `row_by_row` and `vectors_at`."""
+    step = max(1, RESCORED_AT_ONCE // ids.shape[1])
+    slices = [slice(start, start + step) for start in range(0, len(ids), step)]
+    return np.concatenate([row_by_row(queries[some], vectors_at(shards, ids[some])) for some in slices])
 
 
 def vectors_at(shards: Sequence[IndexShard], ids: np.ndarray) -> np.ndarray:

@@ -47,6 +47,8 @@ from recap_ray.runs import digest_of, file_stamp, open_run
 from recap_ray.settings import BuildIndexSettings
 from recap_ray.tables import iter_captions
 
+RECALL = 0.95  # asked for unless told otherwise
+
 
 def build_index(settings: BuildIndexSettings) -> int:
     """Builds the index, or what is missing of it; returns the exit code."""
@@ -94,7 +96,7 @@ def build_index(settings: BuildIndexSettings) -> int:
         progress.finish()
         if layout.type != FLAT:
             fill_lists(run.folder, shard_rows, layout)
-            index, recall = measure_recall(index, settings.recall)
+            index, recall = measure_recall(index, settings.recall or base.recall or RECALL)
     searched = {name: getattr(index, name) for name in ("type", "nlist", "nprobe", "rescored")}
     run.write(
         "index.json",

@@ -170,7 +170,7 @@ def test_a_mapped_index_takes_no_memory_of_its_process_and_needs_no_torch(tmp_pa
     command = [sys.executable, "-c", MEMORY_TAKEN, str(tmp_path)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     _, mapped, whole, with_torch = printed
-    assert int(mapped) < 5 * 2**20 < 20 * 2**20 < int(whole) and with_torch == "False", printed
+    assert int(mapped) < 2 * 2**20 < 10 * 2**20 < int(whole) and with_torch == "False", printed
 
 
 def test_mapped_captions_are_those_of_the_file_as_it_is_now(tmp_path):
