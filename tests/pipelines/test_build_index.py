@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from recap_ray.caption_index.layout import choose_layout
 from recap_ray.caption_index.lists import layout_of, queries_path, read_queries, stored_vectors, trained_path
 from recap_ray.caption_index.recall import K, shares_found
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
@@ -19,8 +20,9 @@ from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.pipelines import build_index as build_module
 from recap_ray.pipelines.build_index import build_index
+from recap_ray.pipelines.index_lists import fill_lists, measure_recall
 from recap_ray.settings import BuildIndexSettings
-from tests.caption_index.made import nearest_by_numpy
+from tests.caption_index.made import clustered, nearest_by_numpy, write_flat
 
 RAY = {"num_cpus": 2, "object_store_mb": 512}
 
@@ -116,6 +118,18 @@ def test_what_a_search_finds_is_in_the_fingerprint(lists, tmp_path):
     assert build_index(settings) == 0
     fewer, more = card_of(settings.output), card_of(lists.output)
     assert fewer.nprobe < more.nprobe and fewer.fingerprint != more.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq"])
+def test_other_queries_than_those_it_was_measured_with_find_as_much(kind, ray_running, tmp_path):
+    vectors, queries = clustered(20_000, 32, clusters=400), clustered(500, 32, clusters=400, seed=1)
+    card = write_flat(tmp_path, vectors, [9_000, 12_000])
+    layout, _ = choose_layout(kind, card.rows, card.dim, 0)
+    fill_lists(tmp_path, [9_000, 3_000, 8_000], layout)
+    card, told = measure_recall(replace(card, type=kind, nlist=layout.nlist), 0.95)
+    _, found = CaptionIndex.open(card).search(queries, K)
+    assert shares_found(found, nearest_by_numpy(vectors, queries, K)).mean() >= 0.95 <= told["recall"]
+    assert 1 < card.nprobe < card.nlist / 4  # it looked at little for that
 
 
 @pytest.mark.parametrize(
