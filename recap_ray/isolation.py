@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -14,8 +15,9 @@ from recap_ray.errors import ImageError
 class IsolatedCalls:
     """Calls one function in a child process, which is started anew after each death."""
 
-    def __init__(self, function: Callable[..., Any], timeout_s: float):
-        self.function, self.timeout_s = function, timeout_s
+    def __init__(self, function: Callable[..., Any], timeout_s: float, modules: Sequence[str] = ()):
+        """`modules` are loaded before the first call, whose time is then its own."""
+        self.function, self.timeout_s, self.modules = function, timeout_s, modules
         self.context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
         self.child: Any = None
 
@@ -48,13 +50,15 @@ class IsolatedCalls:
 
     def _start(self) -> None:
         self.pipe, other = self.context.Pipe()
-        self.child = self.context.Process(target=_serve, args=(self.function, other), daemon=True)
+        self.child = self.context.Process(target=_serve, args=(self.function, self.modules, other), daemon=True)
         self.child.start()
         other.close()
-        self.pipe.recv()  # it has loaded what it needs: the time of the first call is the call's own
+        self.pipe.recv()  # it is ready
 
 
-def _serve(function: Callable[..., Any], pipe: Connection) -> None:
+def _serve(function: Callable[..., Any], modules: Sequence[str], pipe: Connection) -> None:
+    for module in modules:
+        import_module(module)
     pipe.send("ready")
     while True:
         try:

@@ -121,6 +121,15 @@ class BuildIndexSettings(RaySettings):
     extend: Annotated[str | None, "finished index whose shards are taken over as they are, before new captions"] = None
     origin: Annotated[str, "where these captions are from; kept beside each of them"] = "given"
     shard_rows: Annotated[int, "captions a shard"] = 100_000
+    index_type: Annotated[
+        str, "auto (by size), flat (exact), ivf (visits the nearest lists), ivfpq (so, with 1/32 of the memory)"
+    ] = "auto"
+    index_memory_gb: Annotated[
+        float | None, "of a node for the vectors, more of which auto makes ivfpq; default half of this machine's"
+    ] = None
+    recall: Annotated[
+        float | None, "of ivf and ivfpq: share of the true neighbours to find; default 0.95, or that of --extend"
+    ] = None
     device: Annotated[str, "auto, cpu, cuda"] = "auto"
     precision: Annotated[str, PRECISION_HELP] = "auto"
 
@@ -128,6 +137,9 @@ class BuildIndexSettings(RaySettings):
         """Raises UserError for the first value out of its range."""
         super().check()
         self.require_positive("shard_rows")
+        self.require("index_type", self.index_type in ("auto", "flat", "ivf", "ivfpq"), "auto, flat, ivf or ivfpq")
+        self.require("index_memory_gb", self.index_memory_gb is None or self.index_memory_gb > 0, "above 0")
+        self.require("recall", self.recall is None or 0 < self.recall < 1, "above 0, below 1")
         self.require("origin", self.origin.strip() != "", "a name")
 
 
@@ -214,6 +226,10 @@ class CaptionSettings(DecodingSettings):
     output: Annotated[str, "folder or URL for captions/part-*.parquet, run.json and summary.json"]
     method: Annotated[str, "recap, clipcap or capdec"] = "recap"
     index: Annotated[str | None, "of recap: folder made by build-index"] = None
+    index_search: Annotated[
+        str, "of recap: whole (read into each actor), mapped (files that a node's actors share), spread (shards over "
+        "the nodes), auto (by size); all find the same"
+    ] = "auto"  # fmt: skip
     decoder: Annotated[str | None, "of clipcap and capdec: folder made by train-decoder or import-decoder"] = None
     alignment: Annotated[str | None, "folder made by fit-alignment; without it images are not mapped"] = None
     changed: Annotated[str, "refuse or redo: what to do if input was changed after it was captioned"] = "refuse"
@@ -226,13 +242,15 @@ class CaptionSettings(DecodingSettings):
             if self.index is None:
                 raise UserError("--method recap retrieves captions: give --index, a folder made by build-index")
             self._leave_out("decoder")
+            known = ("auto", "whole", "mapped", "spread")
+            self.require("index_search", self.index_search in known, "auto, whole, mapped or spread")
         elif self.method in PREFIX_METHODS:
             if self.decoder is None:
                 raise UserError(
                     f"--method {self.method} writes with a decoder: give --decoder, a folder made by train-decoder or "
                     "import-decoder"
                 )
-            self._leave_out("index", "language_model", "neighbours", "prompt")
+            self._leave_out("index", "index_search", "language_model", "neighbours", "prompt")
 
     def _leave_out(self, *names: str) -> None:
         for name in names:

@@ -1,6 +1,7 @@
 """One Ray and one small embedded world for the whole session."""
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,10 @@ torch.set_num_threads(1)
 # A worker that may not keep bytecode compiles torch anew; and the suite must never reach for a hub.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+# What mapping an index leaves on a node; gone when the session ends.
+node_cache = tempfile.TemporaryDirectory(prefix="recap-ray-tests-")
+os.environ["RECAP_RAY_CACHE"] = node_cache.name
 
 RAY_LIMITS = {"num_cpus": 2, "object_store_mb": 512}
 TINY = {"clip": "tiny", "language_model": "tiny"}

@@ -21,6 +21,7 @@ class FakeCaptioner:
     seconds: float = 0.0
     failing: str = ""  # the key that makes it raise
     preparer = ImagePreparer((8, 8))
+    index_card = None
 
     @property
     def identity(self):

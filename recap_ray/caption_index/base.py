@@ -1,4 +1,4 @@
-"""What a new index begins with: all shards of a finished one, taken over as they are, or nothing."""
+"""What a new index begins with: all shards of a finished one with their type, taken over as they are, or nothing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recap_ray.caption_index.layout import FLAT, Layout
+from recap_ray.caption_index.lists import queries_path, trained_path
 from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import GIVEN, captions_path, take_over_shard
 from recap_ray.errors import UserError, first_line
-from recap_ray.runs import read_json
+from recap_ray.runs import read_json, share_file
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class IndexBase:
     fingerprint: str | None = None
     shard_rows: tuple[int, ...] = ()
     origins: dict[str, int] = field(default_factory=dict)  # origin -> rows
+    layout: Layout | None = None  # which every extension keeps, as
+    recall: float | None = None  # the one asked for
 
     @classmethod
     def of(cls, index: str | None, clip: str, dim: int) -> IndexBase:
@@ -42,7 +46,8 @@ class IndexBase:
             and sum(rows) == sum(origins.values()) == card.rows
         ):
             raise UserError(f"--extend {index}: index.json is damaged; build the index again")
-        return cls(card.folder, card.fingerprint, tuple(rows), origins)
+        recall = (content.get("recall") or {}).get("target")
+        return cls(card.folder, card.fingerprint, tuple(rows), origins, Layout(card.type, card.nlist), recall)
 
     @property
     def rows(self) -> int:
@@ -62,6 +67,10 @@ class IndexBase:
                 ) from None
 
     def take_over(self, folder: Path) -> None:
-        """Puts all its shards into the folder of a new index; those that are there already stay."""
+        """Puts all its shards, then what they have in common, into the folder of a new index; what is there stays."""
         for number in range(len(self.shard_rows)):
             take_over_shard(self.folder, folder, number)
+        if self.layout and self.layout.type != FLAT:
+            for path in (queries_path, trained_path):
+                if not path(folder).exists():
+                    share_file(path(self.folder), path(folder))

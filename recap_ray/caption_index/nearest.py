@@ -1,127 +1,133 @@
-"""The nearest vectors of one shard, by FAISS on the CPU, FAISS on the GPU, or an exact product in torch on the GPU.
+"""The nearest vectors of all shards in one process, by FAISS on the CPU; on_gpu.py has the same for a GPU.
 
-Which of them an index uses is chosen once, when it is opened (`choose_nearest`).
+Which of them an index uses is chosen once, when it is opened (`choose_nearest` in on_gpu.py). This module and what it
+imports know no torch: actors that only hold shards start without it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cache
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
-import torch
 
-# More candidates than asked for, which are scored anew: see NearestByFaiss.
+from recap_ray.caption_index.lists import centroids_of, lists_of, trained_path
+from recap_ray.caption_index.merge import Candidates, merge_top_k
+from recap_ray.caption_index.shard import IndexShard, faiss
+from recap_ray.errors import UserError
+
+# More candidates than asked for, which are scored anew: see FlatByFaiss.
 SPARE = 8
-CHUNK_ROWS = 65_536  # rows of a shard in one product on the GPU: 1,024 queries then need 256 MiB for their scores
-# Of a GPU's free memory that an index may take. As much again goes to the language model's keys and values, both twice
-# because of the second actor; the rest is for the batches of CLIP and the logits.
-SHARE_OF_FREE_MEMORY = 0.15
-FAISS_GPU_BYTES = 256 * 2**20  # that FAISS may work in; by itself it takes 1.5 GiB for each of its resources
+MOST_SPARE = 2048  # so many captions of equal embeddings are told apart; of more, FAISS chooses
+RESCORED_AT_ONCE = 65_536  # vectors in memory: 128 MiB of 512 dimensions
+ROUNDING = 1e-5  # by which two products of the same unit vectors can hardly differ
 
 
 class Nearest(ABC):
-    """The vectors of one shard, ready to be searched."""
+    """The vectors of some shards, ready to be searched."""
 
     label: str
 
     @abstractmethod
-    def __init__(self, vectors: Any, device: torch.device):
-        """Of a faiss.IndexIDMap2 over a flat index, which it may copy to `device`."""
-
-    @abstractmethod
-    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k (at most the shard's rows) largest inner products (n, k) of queries (n, d) float32, falling, among
-        equals the lower id first (as far as SPARE of them reach), and their ids."""
+    def __call__(self, queries: np.ndarray, k: int) -> Candidates:
+        """At least the k (or as many as there are) largest inner products of queries (n, d) float32; among equals the
+        lower id first."""
 
 
-class NearestByFaiss(Nearest):
-    """On the CPU. FAISS multiplies blocks, and the last bit of a score follows from its place in a block: captions of
-    equal embeddings (which differ in case, say) would come in an order that depends on the batch. So a few more are
-    taken than asked for, and scored row by row."""
+class FlatByFaiss(Nearest):
+    """Exact, on the CPU. FAISS multiplies blocks, and the last bit of a score follows from its place in a block:
+    captions of equal embeddings (which differ in case, say) would come in an order that depends on the batch, and on
+    how the index is cut into shards. So a few more are taken than asked for, and scored row by row; and where even the
+    last of them could be among the best, many more."""
 
     label = "FAISS on the CPU"
 
-    def __init__(self, vectors: Any, device: torch.device):
-        self.vectors = vectors
+    def __init__(self, shards: Sequence[IndexShard]):
+        self.shards = list(shards)
+        self.rows = sum(shard.rows for shard in shards)
 
-    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, queries: np.ndarray, k: int, spare: int = SPARE) -> Candidates:
         """See Nearest."""
-        _, ids = self.vectors.search(queries, min(k + SPARE, self.vectors.ntotal))
-        found = self.vectors.reconstruct_batch(ids.ravel()).reshape(*ids.shape, -1)
-        return _first(np.einsum("nkd,nd->nk", found, queries), ids, k)
+        wanted = min(k + spare, self.rows)
+        estimates, ids = merge_top_k([search_shard(shard, queries, wanted) for shard in self.shards], wanted)
+        scores, ids = merge_top_k([(scores_of(self.shards, queries, ids), ids)], k)
+        if wanted < self.rows and spare < MOST_SPARE:
+            unsure = estimates[:, -1] >= scores[:, -1] - ROUNDING
+            if unsure.any():
+                scores[unsure], ids[unsure], _ = self(queries[unsure], k, 4 * spare)
+        return scores, ids, scores
 
 
-class NearestByFaissGpu(Nearest):
-    """FAISS on the GPU, where faiss-gpu is installed and works."""
-
-    label = "FAISS on the GPU"
-
-    def __init__(self, vectors: Any, device: torch.device):
-        self.ids = faiss.vector_to_array(vectors.id_map)
-        self.vectors = faiss.index_cpu_to_gpu(_gpu_resources(), device.index or 0, vectors.index)
-
-    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See Nearest."""
-        scores, rows = self.vectors.search(queries, min(k + SPARE, len(self.ids)))
-        return _first(scores, self.ids[rows], k)
+def search_shard(shard: IndexShard, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What FAISS finds in a flat shard: scores and ids (n, k), or fewer where it holds fewer."""
+    scores, rows = shard.vectors.search(queries, min(k, shard.rows))
+    return scores, rows + shard.first_id
 
 
-class NearestByProduct(Nearest):
-    """All inner products on the device, and the largest of them: exact, and without FAISS."""
+class ByLists(Nearest):
+    """ivf and ivfpq: looks into the lists of the `nprobe` centroids nearest to a query; of what it finds there ivfpq
+    scores the `rescored` best anew. Vectors and codes are scanned one by one: no score depends on the batch."""
 
-    label = "an exact product in torch"
+    label = "FAISS's inverted lists on the CPU"
 
-    def __init__(self, vectors: Any, device: torch.device):
-        self.ids = faiss.vector_to_array(vectors.id_map)
-        self.vectors = torch.from_numpy(vectors.index.reconstruct_n(0, vectors.ntotal)).to(device)
+    def __init__(self, folder: Path, shards: Sequence[IndexShard], nprobe: int, rescored: int):
+        self.shards, self.rescored = list(shards), rescored
+        try:
+            trained: Any = faiss.read_index(str(trained_path(folder)))
+        except RuntimeError as error:
+            raise UserError(f"--index {folder}: trained.faiss could not be opened ({error}); build it again") from None
+        self.trained, self.centroids = trained, centroids_of(trained)
+        self.nprobe = min(nprobe, trained.nlist)
+        self.lists = [lists_of(shard.vectors) for shard in shards]
+        for lists in self.lists:
+            if lists is None or lists.nlist != trained.nlist:
+                raise UserError(f"--index {folder}: a shard is not of the lists in trained.faiss; build it again")
+            lists.quantizer, lists.own_fields, lists.nprobe = trained.quantizer, False, self.nprobe
 
-    @torch.inference_mode()
-    def __call__(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See Nearest."""
-        asked = torch.from_numpy(queries).to(self.vectors.device)
-        scores, rows = asked.new_zeros((len(asked), 0)), torch.zeros((len(asked), 0), dtype=torch.long).to(asked.device)
-        for start in range(0, len(self.vectors), CHUNK_ROWS):
-            products = asked @ self.vectors[start : start + CHUNK_ROWS].T
-            best, where = products.topk(min(k + SPARE, products.shape[1]), -1)
-            scores, rows = torch.cat([scores, best], 1), torch.cat([rows, where + start], 1)
-            scores, chosen = scores.topk(min(k + SPARE, scores.shape[1]), -1)
-            rows = rows.gather(1, chosen)
-        return _first(scores.cpu().numpy(), self.ids[rows.cpu().numpy()], k)
+    def __call__(self, queries: np.ndarray, k: int) -> Candidates:
+        """See Nearest; of ivfpq the estimates tell which `rescored` candidates are the first."""
+        similarities, lists = self._probes(queries)
+        wanted = max(k, self.rescored) + SPARE
+        found = []
+        for shard, index in zip(self.shards, self.lists):
+            estimates, rows = index.search_preassigned(queries, wanted, lists, similarities)
+            found.append((estimates, np.where(rows < 0, -1, rows + shard.first_id)))
+        estimates, ids = merge_top_k(found, max(k, self.rescored))
+        if not self.rescored:
+            return estimates, ids, estimates
+        scores = scores_of(self.shards, queries, ids)
+        return estimates, ids, np.where(ids < 0, -np.inf, scores).astype(np.float32)
 
-
-def _first(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of scores (n, more), falling, among equals the lower id first."""
-    order = np.lexsort((ids, -scores), axis=1)[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-
-
-@cache
-def _gpu_resources() -> Any:
-    """FAISS's memory on the GPU, one for all shards."""
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(FAISS_GPU_BYTES)
-    return resources
-
-
-def choose_nearest(rows: int, dim: int, device: torch.device) -> type[Nearest]:
-    """What searches an index of `rows` vectors of `dim` dimensions beside models on `device`."""
-    if device.type == "cpu" or rows * dim * 4 > SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
-        return NearestByFaiss
-    return NearestByFaissGpu if faiss_gpu_works(device) else NearestByProduct
+    def _probes(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Similarities and numbers (n, nprobe) of the nearest centroids, the same whatever the batch."""
+        _, near = self.centroids.search(queries, min(self.nprobe + SPARE, self.trained.nlist))
+        vectors = self.centroids.reconstruct_batch(near.ravel()).reshape(*near.shape, -1)
+        similarities, numbers = merge_top_k([(row_by_row(queries, vectors), near)], self.nprobe)
+        return similarities, numbers
 
 
-def faiss_gpu_works(device: torch.device) -> bool:
-    """Whether faiss-gpu is installed and finds what it should on this very device: a build for another kind of GPU
-    loads, and fails at the first search."""
-    if not hasattr(faiss, "StandardGpuResources"):
-        return False
-    try:
-        probe = faiss.IndexIDMap2(faiss.IndexFlatIP(8))
-        probe.add_with_ids(np.eye(8, dtype=np.float32), np.arange(8))
-        _, ids = NearestByFaissGpu(probe, device)(np.eye(8, dtype=np.float32), 1)
-        return bool((ids[:, 0] == np.arange(8)).all())
-    except Exception:  # FAISS raises RuntimeError, its bindings several kinds
-        return False
+def scores_of(shards: Sequence[IndexShard], queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Inner products (n, m) of queries (n, d) with the vectors of ids (n, m), see `row_by_row` and `vectors_at`."""
+    step = max(1, RESCORED_AT_ONCE // ids.shape[1])
+    slices = [slice(start, start + step) for start in range(0, len(ids), step)]
+    return np.concatenate([row_by_row(queries[some], vectors_at(shards, ids[some])) for some in slices])
+
+
+def vectors_at(shards: Sequence[IndexShard], ids: np.ndarray) -> np.ndarray:
+    """The vectors (n, m, d) of ids (n, m), which flat and ivfpq shards keep by row; of the id -1 any."""
+    first_ids = np.array([shard.first_id for shard in shards])
+    places = np.searchsorted(first_ids, ids.ravel(), "right").clip(1) - 1
+    vectors = np.empty((ids.size, shards[0].vectors.d), np.float32)
+    for number in np.unique(places):
+        index = shards[number].vectors
+        kept = faiss.downcast_index(index.refine_index) if isinstance(index, faiss.IndexRefine) else index
+        here = places == number
+        vectors[here] = kept.reconstruct_batch((ids.ravel()[here] - first_ids[number]).clip(0))
+    return vectors.reshape(*ids.shape, -1)
+
+
+def row_by_row(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Inner products (n, m) of queries (n, d) and vectors (n, m, d), the same to the last bit wherever they stand."""
+    return np.einsum("nkd,nd->nk", vectors, queries)

@@ -1,21 +1,28 @@
-"""Search over all shards of an index, and the exact merge of their results."""
+"""Search over all shards of an index, behind one interface whether they are in this process or elsewhere."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from recap_ray.caption_index.nearest import Nearest, choose_nearest
+from recap_ray.caption_index.layout import FLAT, IVFPQ, TYPES, code_bytes
+from recap_ray.caption_index.lists import queries_path, trained_path
+from recap_ray.caption_index.merge import Candidates, best_of
+from recap_ray.caption_index.nearest import ByLists, FlatByFaiss, Nearest
 from recap_ray.caption_index.shard import IndexShard, captions_path, vectors_path
 from recap_ray.errors import UserError
 from recap_ray.runs import read_json
 
-CPU = torch.device("cpu")
+if TYPE_CHECKING:
+    import torch
+
+NUMBERS = ("dim", "rows", "shards", "nlist", "nprobe", "rescored")
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,14 @@ class IndexCard:
     rows: int
     shards: int
     fingerprint: str
+    type: str = FLAT  # or ivf or ivfpq, which have
+    nlist: int = 0  # inverted lists, of which
+    nprobe: int = 0  # are visited for a query, and of ivfpq
+    rescored: int = 0  # candidates scored anew
 
     @classmethod
     def of(cls, index: str, clip: str, dim: int, flag: str = "--index") -> IndexCard:
-        """Reads `index.json`; raises UserError if the folder holds no finished index, lacks a shard, or was built
+        """Reads `index.json`; raises UserError if the folder holds no finished index, lacks a file, or was built
         with a CLIP of another identity or dimension. The message begins with `flag`."""
         folder = Path(index).expanduser().resolve()
         content = read_json(folder / "index.json", f"{flag} {index} (build it with build-index)")
@@ -39,8 +50,9 @@ class IndexCard:
             named: dict[str, Any] = {name: content[name] for name in ("clip", "dim", "rows", "shards", "fingerprint")}
         except KeyError as error:
             raise UserError(f"{flag} {index}: index.json lacks {error}; build the index again") from None
+        named |= {name: content[name] for name in ("type", "nlist", "nprobe", "rescored") if name in content}
         card = cls(folder, **named)
-        if not all(isinstance(number, int) for number in (card.dim, card.rows, card.shards)):
+        if card.type not in TYPES or not all(isinstance(getattr(card, name), int) for name in NUMBERS):
             raise UserError(f"{flag} {index}: index.json is damaged; build the index again")
         if card.clip != clip:
             raise UserError(
@@ -49,56 +61,84 @@ class IndexCard:
             )
         if card.dim != dim:
             raise UserError(f"{flag} {index} has {card.dim} dimensions, but the CLIP {clip} has {dim}")
-        files = [path(folder, n) for n in range(card.shards) for path in (vectors_path, captions_path)]
-        if missing := next((file for file in files if not file.is_file()), None):
+        if missing := next((file for file in card.files() if not file.is_file()), None):
             raise UserError(f"{flag} {index} lacks {missing.name}: build the index again")
         return card
 
-
-class CaptionIndex:
-    """The opened index: finds the captions nearest to a vector by inner product."""
-
-    def __init__(self, shards: Sequence[IndexShard], nearest: Sequence[Nearest]):
-        self.shards, self.nearest = list(shards), list(nearest)
-
-    @classmethod
-    def open(cls, card: IndexCard, device: torch.device = CPU) -> CaptionIndex:
-        """Opens every shard, to be searched beside models on `device`; raises UserError if a shard is missing,
-        damaged or out of step."""
-        nearest = choose_nearest(card.rows, card.dim, device)
-        shards = [IndexShard.open(card.folder, number) for number in range(card.shards)]
-        return cls(shards, [nearest(shard.vectors, device) for shard in shards])
+    def files(self) -> list[Path]:
+        """All files of the index but index.json."""
+        common = [] if self.type == FLAT else [trained_path(self.folder), queries_path(self.folder)]
+        shards = [path(self.folder, n) for n in range(self.shards) for path in (vectors_path, captions_path)]
+        return [*common, *shards]
 
     @property
-    def searched_by(self) -> str:
-        """What searches it."""
-        return self.nearest[0].label
+    def searched_bytes(self) -> int:
+        """What a search reads again and again, and memory should hold: vectors, or of ivfpq codes and ids."""
+        return self.rows * (code_bytes(self.dim) + 8 if self.type == IVFPQ else 4 * self.dim)
 
+
+class CaptionSearch(ABC):
+    """Finds the captions nearest to a vector by inner product, wherever the shards are."""
+
+    searched_by: str  # what searches it, for the user
+
+    @abstractmethod
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k nearest captions of each query (n, d): scores (n, k) float32 falling, ids (n, k) int64.
 
-        Where the index holds fewer than k captions, the rest has the id -1.
+        Where fewer than k captions are found, the rest has the id -1.
         """
-        queries = np.ascontiguousarray(queries, np.float32)
-        missing = (np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1))
-        found = [*(nearest(queries, k) for nearest in self.nearest), missing]
-        return merge_top_k([scores for scores, _ in found], [ids for _, ids in found], k)
 
+    @abstractmethod
     def captions(self, ids: np.ndarray) -> list[list[str]]:
         """The captions of ids (n, k), row by row; the id -1 has none."""
-        return [[self._caption(int(i)) for i in row if i >= 0] for row in ids]
+
+
+class CaptionIndex(CaptionSearch):
+    """The index opened in this process, or some of its shards: read into its memory, or mapped."""
+
+    def __init__(self, card: IndexCard, shards: Sequence[IndexShard], nearest: Nearest):
+        self.card, self.shards, self.nearest = card, list(shards), nearest
+        self.first_ids = [shard.first_id for shard in shards]
+        self.searched_by = nearest.label
+
+    @classmethod
+    def open(
+        cls,
+        card: IndexCard,
+        device: torch.device | None = None,
+        mapped: bool = False,
+        numbers: Sequence[int] | None = None,
+    ) -> CaptionIndex:
+        """Opens every shard, or those of the given numbers, to be searched beside models on `device` (none: the CPU).
+
+        Raises UserError if a shard is missing, damaged or out of step.
+        """
+        shards = [IndexShard.open(card.folder, n, mapped) for n in (range(card.shards) if numbers is None else numbers)]
+        return cls(card, shards, _nearest(card, shards, device))
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See CaptionSearch."""
+        return best_of([self.candidates(queries, k)], self.card.rescored, k)
+
+    def candidates(self, queries: np.ndarray, k: int) -> Candidates:
+        """What these shards offer, to be merged with what others offer by `best_of`."""
+        return self.nearest(np.ascontiguousarray(queries, np.float32), k)
+
+    def captions(self, ids: np.ndarray) -> list[list[str]]:
+        """See CaptionSearch."""
+        return [[self._caption(row_id) for row_id in row if row_id >= 0] for row in ids.tolist()]
 
     def _caption(self, row_id: int) -> str:
-        shard = next(shard for shard in self.shards if shard.ids[0] <= row_id <= shard.ids[-1])
-        return shard.captions[int(np.searchsorted(shard.ids, row_id))].as_py()
+        shard = self.shards[bisect_right(self.first_ids, row_id) - 1]
+        return shard.captions[row_id - shard.first_id].as_py()
 
 
-def merge_top_k(scores: Sequence[np.ndarray], ids: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of several results (n, k_i) for the same n queries: falling scores, among equals the lower id first.
+def _nearest(card: IndexCard, shards: Sequence[IndexShard], device: torch.device | None) -> Nearest:
+    if card.type != FLAT:
+        return ByLists(card.folder, shards, card.nprobe, card.rescored)
+    if device is None or device.type == "cpu":
+        return FlatByFaiss(shards)
+    from recap_ray.caption_index.on_gpu import open_flat  # torch, which actors without models do without
 
-    Missing results (id -1) come last.
-    """
-    all_scores, all_ids = np.concatenate(scores, axis=1), np.concatenate(ids, axis=1)
-    all_scores = np.where(all_ids < 0, -np.inf, all_scores)
-    order = np.lexsort((all_ids, -all_scores), axis=1)[:, :k]
-    return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_ids, order, 1)
+    return open_flat(shards, card.dim, device)

@@ -1,4 +1,11 @@
-"""One shard of the caption index: a FAISS file and a Parquet file of the same rows, both carrying the row ids."""
+"""One shard of the caption index: a FAISS file and a Parquet file of the same rows, both carrying the row ids.
+
+    shard-00000.faiss      IndexIDMap over IndexFlatIP, over IndexIVFFlat, or over IndexRefineFlat of IndexIVFPQ
+    shard-00000.parquet    id, caption, origin
+
+The ids of a shard rise by one from row to row. Once both files are checked, a row is its id less the first one, and the
+8 bytes a row that FAISS takes for them are given back.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recap_ray.caption_index.captions import map_captions, read_captions
 from recap_ray.errors import MissingExtra, UserError
 from recap_ray.runs import share_file
 from recap_ray.storage import commit
@@ -19,8 +27,7 @@ try:
 except ImportError as error:  # faiss-cpu and faiss-gpu hold the same module
     raise MissingExtra("faiss", "cpu", "the caption index") from error
 
-CAPTIONS_SCHEMA = pa.schema([("id", pa.int64()), ("caption", pa.string())])  # all that reading an index needs
-WRITTEN_SCHEMA = CAPTIONS_SCHEMA.append(pa.field("origin", pa.string()))
+WRITTEN_SCHEMA = pa.schema([("id", pa.int64()), ("caption", pa.string()), ("origin", pa.string())])
 GIVEN = "given"  # the origin of captions that nobody has named another for
 
 
@@ -39,14 +46,21 @@ def write_captions(folder: Path, number: int, first_id: int, captions: list[str]
     ids = pa.array(range(first_id, first_id + len(captions)), pa.int64())
     origins = pa.array([origin] * len(captions), pa.string())
     table = pa.table([ids, pa.array(captions, pa.string()), origins], schema=WRITTEN_SCHEMA)
-    commit(captions_path(folder, number), lambda path: pq.write_table(table, path))
+    # Rising ids take next to nothing as differences; captions are all distinct, so that a dictionary would not help.
+    encoding: dict[str, Any] = {"use_dictionary": ["origin"], "column_encoding": {"id": "DELTA_BINARY_PACKED"}}
+    commit(captions_path(folder, number), lambda path: pq.write_table(table, path, **encoding))
 
 
 def write_vectors(folder: Path, number: int, ids: np.ndarray, embeddings: np.ndarray) -> None:
-    """Commits the embeddings (n, d) float32 of a shard as a flat inner-product index with ids (n,) int64."""
-    index = faiss.IndexIDMap2(faiss.IndexFlatIP(embeddings.shape[1]))
-    index.add_with_ids(np.ascontiguousarray(embeddings, np.float32), np.ascontiguousarray(ids, np.int64))
-    commit(vectors_path(folder, number), lambda path: faiss.write_index(index, str(path)))
+    """Commits the embeddings (n, d) float32 of a shard as a flat index of inner products, with ids (n,) int64."""
+    numbered = faiss.IndexIDMap(faiss.IndexFlatIP(embeddings.shape[1]))
+    numbered.add_with_ids(np.ascontiguousarray(embeddings, np.float32), np.ascontiguousarray(ids, np.int64))
+    save_vectors(folder, number, numbered)
+
+
+def save_vectors(folder: Path, number: int, numbered: Any) -> None:
+    """Commits a faiss.IndexIDMap as the embeddings of a shard."""
+    commit(vectors_path(folder, number), lambda path: faiss.write_index(numbered, str(path)))
 
 
 def take_over_shard(base: Path, folder: Path, number: int) -> None:
@@ -58,26 +72,45 @@ def take_over_shard(base: Path, folder: Path, number: int) -> None:
 
 @dataclass
 class IndexShard:
-    """An opened shard: `vectors` (FAISS, by id) and `captions`, whose ids agree."""
+    """An opened shard. Row r of `vectors` and of `captions` has the id first_id + r."""
 
-    vectors: Any  # faiss.IndexIDMap2
-    ids: np.ndarray  # (n,) int64, rising
-    captions: pa.Array  # strings, in the order of ids
+    first_id: int
+    vectors: Any  # the FAISS index within the IndexIDMap
+    captions: pa.Array  # large strings
 
     @classmethod
-    def open(cls, folder: Path, number: int) -> IndexShard:
-        """Reads both files; raises UserError if one is missing or damaged, or if they are not of the same rows."""
+    def open(cls, folder: Path, number: int, mapped: bool = False) -> IndexShard:
+        """Reads both files, or maps them, which takes no memory but what the node's processes share.
+
+        Raises UserError if one is missing or damaged, or if they are not of the same rows.
+        """
         vectors_file, captions_file = vectors_path(folder, number), captions_path(folder, number)
         try:
-            table = pq.read_table(captions_file, columns=CAPTIONS_SCHEMA.names).cast(CAPTIONS_SCHEMA).combine_chunks()
-            vectors: Any = faiss.read_index(str(vectors_file))
-            vector_ids = faiss.vector_to_array(vectors.id_map)
+            table = (map_captions if mapped else read_captions)(captions_file)
+            vectors, vector_ids = read_vectors(vectors_file, mapped)
         except Exception as error:  # FAISS raises RuntimeError, Arrow several kinds
             raise UserError(f"--index {folder}: shard {number} could not be opened ({error}); build it again") from None
         ids = table["id"].to_numpy()
-        if not np.array_equal(ids, vector_ids):
+        first_id = int(ids[0]) if len(ids) else 0
+        if not (np.array_equal(ids, vector_ids) and np.array_equal(ids, np.arange(first_id, first_id + len(ids)))):
             raise UserError(
                 f"--index {folder}: {vectors_file.name} and {captions_file.name} hold different rows "
                 f"({len(vector_ids)} and {len(ids)}); build the index again"
             )
-        return cls(vectors, ids, table["caption"].combine_chunks())
+        return cls(first_id, vectors, table["caption"].chunk(0) if len(ids) else pa.array([], pa.large_string()))
+
+    @property
+    def rows(self) -> int:
+        """How many captions it holds."""
+        return len(self.captions)
+
+
+def read_vectors(path: Path, mapped: bool = False) -> tuple[Any, np.ndarray]:
+    """The FAISS index of a shard's rows, and their ids (n,) int64. RuntimeError for a damaged file."""
+    # IO_FLAG_MMAP, the older flag, maps inverted lists, but reads a flat index into memory.
+    numbered: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    ids = faiss.vector_to_array(numbered.id_map)
+    faiss.Int64Vector().swap(numbered.id_map)  # frees what FAISS holds of them
+    vectors: Any = faiss.downcast_index(numbered.index)
+    vectors.referenced_objects = [numbered]  # FAISS's own way to keep what owns another object
+    return vectors, ids

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
+from recap_ray.caption_index.search import CaptionSearch, IndexCard
 from recap_ray.preparing import ImagePreparer
 from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import StageClock
@@ -14,6 +17,10 @@ from recap_ray.stage_times import StageClock
 
 class Captioner(ABC):
     """A method of captioning: built and checked in the driver, sent to the actors, loaded there."""
+
+    index_card: IndexCard | None = None  # of the index that it retrieves from, if it does
+    # How `load` opens that index beside models on a device; a pipeline may put a search there that actors share.
+    open_index: Callable[[IndexCard, torch.device], CaptionSearch]
 
     @abstractmethod
     def __init__(self, settings: CaptionSettings):

@@ -21,6 +21,8 @@ from recap_ray.stage_times import StageClock
 class ReCap(ClipCaptioner):
     """embed -> align -> retrieve -> write -> re-rank and score."""
 
+    index_card: IndexCard
+
     def __init__(self, settings: CaptionSettings):
         super().__init__(settings)
         settings = self.settings
@@ -28,6 +30,7 @@ class ReCap(ClipCaptioner):
         self.language_model_name = settings.language_model
         self.language_model_identity = language_model_identity(self.language_model_name)
         self.index_card = IndexCard.of(settings.index, self.clip_card.identity, self.clip_card.embed_dim)
+        self.open_index = CaptionIndex.open
         check_language_model(self.language_model_name, self.decoding)
         if settings.neighbours > self.index_card.rows:
             raise UserError(
@@ -48,7 +51,7 @@ class ReCap(ClipCaptioner):
         """Loads CLIP, the language model and the index."""
         super().load()
         self.language_model = LanguageModel(self.language_model_name, self.compute)
-        self.index = CaptionIndex.open(self.index_card, self.clip.device)
+        self.index = self.open_index(self.index_card, self.clip.device)
         print(f"captions are written on {self.clip.device}, neighbours found by {self.index.searched_by}", flush=True)
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:

@@ -36,7 +36,7 @@ from recap_ray.pipelines.cluster import ray_session
 from recap_ray.runs import file_stamp, open_run, share_file
 from recap_ray.settings import AugmentIndexSettings
 
-INDEX_FILES = ("index.json", "shard-*", "run.json", "_SUCCESS")
+INDEX_FILES = ("index.json", "shard-*", "trained.faiss", "queries.npy", "run.json", "_SUCCESS")
 ALIGNMENT_FILES = ("alignment.*", "run.json", "_SUCCESS")
 
 

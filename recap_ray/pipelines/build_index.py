@@ -2,39 +2,52 @@
 
     I/shard-00000.parquet    id, caption, origin
     I/shard-00000.faiss      the same ids with their embeddings
+    I/trained.faiss          of ivf and ivfpq: the centroids, which all shards have in common
+    I/queries.npy            of ivf and ivfpq: what their recall was measured with
     I/index.json             written last: an index without it is not finished
 
-A shard is a part: it is embedded once, committed by rename, and skipped when the command is run again.
+A shard is a part: it is embedded once, committed by rename, and skipped when the command is run again. For ivf and
+ivfpq it is written flat first: the centroids are trained on rows of all shards, which are then filled into lists.
 
 With `--extend` the new index begins with the shards of a finished one, byte for byte and never embedded again; the
 new captions, less those it holds already, follow in shards of their own with the ids that come next. `origin` says
-where a caption is from ("given", or what `--origin` named), and index.json how many there are of each origin.
+where a caption is from ("given", or what `--origin` named), and index.json how many there are of each origin. The type
+of the index and its centroids stay.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from recap_ray.caption_index.base import IndexBase
+from recap_ray.caption_index.layout import FLAT, Layout, choose_layout
+from recap_ray.caption_index.lists import read_layout, trained_path
+from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import vectors_path, write_captions
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
 from recap_ray.pipelines.cluster import light_stage, model_stage, ray_session
 from recap_ray.pipelines.embedding import EmbeddingActor
+from recap_ray.pipelines.index_lists import fill_lists, measure_recall
 from recap_ray.pipelines.shard_stages import CaptionReader, VectorWriter
 from recap_ray.progress import Progress
-from recap_ray.runs import file_stamp, open_run
+from recap_ray.runs import digest_of, file_stamp, open_run
 from recap_ray.settings import BuildIndexSettings
 from recap_ray.storage import remove_leftovers
 from recap_ray.tables import iter_captions
+
+RECALL = 0.95  # asked for unless told otherwise
 
 
 def build_index(settings: BuildIndexSettings) -> int:
@@ -43,6 +56,11 @@ def build_index(settings: BuildIndexSettings) -> int:
     compute.check()
     card = ClipCard.of(settings.clip)
     base = IndexBase.of(settings.extend, card.identity, card.embed_dim)
+    if base.layout and settings.index_type not in ("auto", base.layout.type):
+        raise UserError(
+            f"--index-type {settings.index_type}: --extend {settings.extend} is of type {base.layout.type}, and stays "
+            "so; leave the type out, or build a new index of all captions"
+        )
     batches = iter_captions(settings.captions)
     first = next(batches, [])  # a missing or unreadable file is told before the output folder is touched
     shaping = {
@@ -50,6 +68,9 @@ def build_index(settings: BuildIndexSettings) -> int:
         "clip": card.identity,
         "precision": settings.precision,
         "shard_rows": settings.shard_rows,
+        "index_type": settings.index_type,
+        "index_memory_gb": settings.index_memory_gb,
+        "recall": settings.recall,
         "extend": base.fingerprint,
         "origin": settings.origin,
     }
@@ -64,13 +85,19 @@ def build_index(settings: BuildIndexSettings) -> int:
     rows, duplicates = sum(shard_rows), given - sum(new_rows)
     if not rows:
         raise UserError(f"--captions {settings.captions} holds no caption")
+    layout = settle_layout(run.folder, base, settings, rows, card.embed_dim)
+    index = IndexCard(run.folder, card.identity, card.embed_dim, rows, len(shard_rows), "", layout.type, layout.nlist)
+    recall: dict[str, Any] | None = None
     todo = [n for n in range(len(shard_rows)) if not vectors_path(run.folder, n).exists()]
     progress = Progress("build-index", rows, "captions", rows - sum(shard_rows[n] for n in todo))
-    if todo:
-        with ray_session(settings):
-            for report in embed_shards(todo, run.folder, card, compute).iter_rows():
-                progress.update(report["rows"])
-    progress.finish()
+    with ray_session(settings) if todo or layout.type != FLAT else nullcontext():
+        for report in embed_shards(todo, run.folder, card, compute).iter_rows() if todo else ():
+            progress.update(report["rows"])
+        progress.finish()
+        if layout.type != FLAT:
+            fill_lists(run.folder, shard_rows, layout)
+            index, recall = measure_recall(index, settings.recall or base.recall or RECALL)
+    searched = {name: getattr(index, name) for name in ("type", "nlist", "nprobe", "rescored")}
     run.write(
         "index.json",
         {
@@ -79,18 +106,34 @@ def build_index(settings: BuildIndexSettings) -> int:
             "rows": rows,
             "shards": len(shard_rows),
             "shard_rows": shard_rows,
-            "type": "flat",
+            **searched,
+            "recall": recall,  # null of a flat index, which finds all
             "metric": "inner product of unit vectors (cosine)",
             "captions_given": given,
             "duplicates_removed": duplicates,
             "origins": dict(Counter(base.origins) + Counter({settings.origin: sum(new_rows)})),
-            "fingerprint": run.fingerprint,
+            "fingerprint": digest_of({"run": run.fingerprint, **searched}),
         },
     )
     run.succeed()
     taken = f"{base.rows:,} taken over, " if base.rows else ""
     print(f"{rows:,} captions ({taken}{duplicates:,} duplicates removed) in {len(shard_rows)} shards: {run.folder}")
     return 0
+
+
+def settle_layout(folder: Path, base: IndexBase, settings: BuildIndexSettings, rows: int, dim: int) -> Layout:
+    """The type of the index: the base's, or what training was done for before a stop, or else chosen and told why."""
+    if base.layout:
+        return base.layout
+    if trained_path(folder).exists():
+        return read_layout(folder)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    if settings.index_memory_gb is not None:
+        memory = settings.index_memory_gb * 2**30
+    layout, reason = choose_layout(settings.index_type, rows, dim, memory)
+    lists = f" of {layout.nlist:,} lists" if layout.nlist else ""
+    print(f"an index of type {layout.type}{lists} for {rows:,} captions: {reason}", flush=True)
+    return layout
 
 
 def write_shard_captions(

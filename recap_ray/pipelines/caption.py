@@ -30,6 +30,7 @@ from recap_ray.parts import Part, Plan, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
 from recap_ray.pipelines.cluster import model_actors, ray_session
 from recap_ray.pipelines.guard import FAILURE, STOPPED
+from recap_ray.pipelines.index_search import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
 from recap_ray.pipelines.part_stages import STOP_FILE
 from recap_ray.progress import Progress
@@ -68,7 +69,8 @@ def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decod
             actors = model_actors(settings.gpu_actors, settings.device, len(work.parts) + len(work.containers))
             loader = ImageLoader(captioner.preparer, limits, decoder)
             stages = CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
-            tally = caption_all(stages, work, progress)
+            with shared_index(captioner, settings.index_search, actors.count):
+                tally = caption_all(stages, work, progress)
         tally.actors = actors.count
     progress.finish()
     return finish(run, progress, tally, settings.max_error_rate)

@@ -85,7 +85,7 @@ class ImageLoader:
     @contextmanager
     def _preparing(self) -> Iterator[Callable[[bytes], tuple[np.ndarray, int, int]]]:
         if self.isolated:
-            calls = IsolatedCalls(self.prepare, self.timeout_s)
+            calls = IsolatedCalls(self.prepare, self.timeout_s, ["torch"])
             try:
                 yield calls
             finally:

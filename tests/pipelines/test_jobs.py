@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from recap_ray.caption_index.shard import read_vectors, vectors_path
 from recap_ray.errors import UserError
 from recap_ray.pipelines.build_index import build_index
 from recap_ray.pipelines.report import report
@@ -35,8 +35,9 @@ def test_an_index_holds_each_distinct_caption_once_with_its_embedding(clip, ray_
         "a pink cross",
     ]
     assert [i for table in tables for i in table["id"].to_pylist()] == [0, 1, 2, 3]
-    shard = faiss.read_index(str(tmp_path / "index" / "shard-00001.faiss"))
-    assert np.allclose(shard.reconstruct(3), clip.encode_texts(["a pink cross"])[0], atol=1e-5)
+    vectors, ids = read_vectors(vectors_path(tmp_path / "index", 1))
+    assert ids.tolist() == [3]
+    assert np.allclose(vectors.reconstruct(0), clip.encode_texts(["a pink cross"])[0], atol=1e-5)
 
 
 def test_an_index_interrupted_goes_on_with_the_shards_it_lacks(built, tmp_path):
@@ -47,9 +48,9 @@ def test_an_index_interrupted_goes_on_with_the_shards_it_lacks(built, tmp_path):
     given = {"captions": str(built.world.index_captions), "output": str(index), "clip": "tiny", "shard_rows": 150}
     assert build_index(BuildIndexSettings(**given)) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    shards = [faiss.read_index(str(Path(folder) / "shard-00001.faiss")) for folder in (index, built.index)]
-    vectors = [np.stack([shard.reconstruct(i) for i in range(150, 300)]) for shard in shards]
-    assert np.allclose(*vectors, atol=1e-5)
+    shards = [read_vectors(vectors_path(Path(folder), 1)) for folder in (index, built.index)]
+    assert all(ids.tolist() == list(range(150, 300)) for _, ids in shards)
+    assert np.allclose(*(vectors.reconstruct_n(0, 150) for vectors, _ in shards), atol=1e-5)
     assert (index / "index.json").read_text() == (Path(built.index) / "index.json").read_text()
 
 
