@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test lint format lock clean
+.PHONY: help install demo compare test lint format lock wheel clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,5 +47,10 @@ lock: install    ## add what pyproject.toml asks for to requirements.lock, keepi
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --extra cpu --extra eval --extra dev pyproject.toml --output-file requirements.lock
 
+wheel: install   ## make dist/: the wheel, and the pinned versions, that cluster.yaml and deploy/Dockerfile install
+	@rm -f dist/recap_ray-*.whl
+	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist
+	@sed -n -E 's/^([A-Za-z0-9_.-]+==[^\\]*[^ \\]) *\\?$$/\1/p' requirements.lock > dist/constraints.txt
+
 clean:           ## remove what make built
-	rm -rf .venv $(DEMO_OUTPUT) $(DEMO_OUTPUT)-compare .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv dist $(DEMO_OUTPUT) $(DEMO_OUTPUT)-compare .pytest_cache .mypy_cache .ruff_cache

@@ -54,11 +54,17 @@ def head(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_a_submitted_job_captions_and_its_parquet_can_be_read_back(head, built, tmp_path):
+def submit(head: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Runs `ray job submit` to the end of its job."""
+    command = [RAY, "job", "submit", "--address", head, *words]
+    return subprocess.run(command, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def test_a_submitted_job_captions_its_parquet_can_be_read_back_and_its_id_is_taken(head, built, tmp_path):
     flags = built.caption_flags(tmp_path / "out", candidates=2)
-    submit = [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "jobs/caption.py", *flags]
+    name = ["--submission-id", "caption-2026-01-31"]
     for _ in range(10):  # the head answers some seconds before it can start jobs
-        done = subprocess.run(submit, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        done = submit(head, *name, "--working-dir", ".", "--", "python", "jobs/caption.py", *flags)
         if "No available agent" not in done.stderr:
             break
         time.sleep(2)
@@ -67,3 +73,7 @@ def test_a_submitted_job_captions_and_its_parquet_can_be_read_back(head, built, 
     rows = pq.read_table(tmp_path / "out" / "captions").to_pylist()
     assert {row["key"] for row in rows} == {path.name for path in built.world.images.iterdir()}
     assert all(row["caption"] for row in rows)
+    # What keeps a second cron from running the same night again.
+    refused = submit(head, *name, "--", "python", "-c", "pass")
+    assert refused.returncode == 1
+    assert "Job with submission_id caption-2026-01-31 already exists" in refused.stderr
