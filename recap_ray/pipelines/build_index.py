@@ -178,6 +178,6 @@ def embed_shards(shards: list[int], folder: Path, card: ClipCard, compute: Compu
     return (
         ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))
         .map_batches(CaptionReader(folder), batch_format="numpy", **light_stage())
-        .map_batches(EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
+        .map_batches_internal(EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
         .map_batches(VectorWriter(folder), batch_format="numpy", **light_stage())
     )

@@ -51,7 +51,7 @@ class CaptionStages:
             self._parts(parts, containers)
             .map_batches(PartReader(self.plans, self.stop_file), batch_format="numpy", **light_stage())
             .map_batches(loader, batch_format="numpy", **cpu_stage())
-            .map_batches(
+            .map_batches_internal(
                 CaptionActor, fn_constructor_args=(self.captioner,), batch_format="numpy", **self.actors.stage()
             )
             .map_batches(PartWriter(self.run), batch_format="pyarrow", **light_stage())

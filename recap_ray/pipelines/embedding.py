@@ -41,7 +41,7 @@ def embed_pairs(parts: list[pa.Table], card: ClipCard, compute: Compute, limits:
     return (
         ray.data.from_arrow(parts)
         .map_batches(loader, batch_format="numpy", **cpu_stage())
-        .map_batches(PairsActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
+        .map_batches_internal(PairsActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
     )
 
 
@@ -77,7 +77,7 @@ def embed(
         embedded = (
             ray.data.from_arrow(parts)
             .map_batches(OfImages(loader), batch_format="numpy", **cpu_stage())
-            .map_batches(
+            .map_batches_internal(
                 EmbeddingActor,
                 fn_constructor_args=(card, compute),
                 batch_format="numpy",

@@ -56,5 +56,5 @@ def embed_examples(
         chain = chain.map_batches(loader, batch_format="numpy", **cpu_stage())
     actors = model_stage(compute.device, len(parts))
     given = (card, compute, "source", False)
-    chain = chain.map_batches(EmbeddingActor, fn_constructor_args=given, batch_format="numpy", **actors)
+    chain = chain.map_batches_internal(EmbeddingActor, fn_constructor_args=given, batch_format="numpy", **actors)
     return chain.map_batches(ExampleWriter(folder), batch_format="numpy", **light_stage())

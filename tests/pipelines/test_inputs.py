@@ -11,8 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from recap_ray.errors import UserError
+from recap_ray.images import ImageLimits
+from recap_ray.parts import Part
 from recap_ray.pipelines.caption import caption_with
+from recap_ray.pipelines.caption_stages import CaptionStages
+from recap_ray.pipelines.cluster import ModelActors
+from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.verify import verify
+from recap_ray.runs import Run
 from recap_ray.settings import CaptionSettings, VerifySettings
 from recap_ray.storage import commit, names_in, storage_path
 from tests.conftest import RAY_LIMITS
@@ -214,3 +220,10 @@ def test_a_picture_that_never_ends_costs_one_row(tmp_path, ray_running, monkeypa
     assert run(settings_of(tmp_path)) == 0
     errors = {key: row["error"] for key, row in rows_in(tmp_path).items() if row["error"]}
     assert errors == {"000007": "decoder_hung: decoding took longer than 2 s"}
+
+
+def test_a_stage_on_gpus_keeps_parts_whole(tmp_path, ray_running):
+    run = Run(tmp_path, "fingerprint")
+    loader = ImageLoader(FakeCaptioner.preparer, ImageLimits(), decode_a_byte)
+    stages = CaptionStages(run, loader, FakeCaptioner(), ModelActors(1, 0.5), 10, tmp_path / "stop")
+    stages.chain([Part("part-x-00000", "plan-x-1x1.parquet", 0, 1)], [], loader)  # Ray refuses when it is made
