@@ -81,9 +81,9 @@ class ModelActors:
     gpu_share: float
 
     def stage(self) -> dict[str, Any]:
-        """Arguments of `map_batches_internal` for the stage, on whole blocks: the public `map_batches` of Ray 2.60 wants
-        a batch size where GPUs are asked for, which would join and cut blocks. The next block lies ready in the memory of the
-        actor's node while it works on one (Ray keeps two tasks under way for each actor)."""
+        """Arguments of `map_batches_internal` for the stage, on whole blocks: the public `map_batches` of Ray 2.60
+        wants a batch size where GPUs are asked for, which would join and cut blocks. The next block lies ready in the
+        memory of the actor's node while it works on one (Ray keeps two tasks under way for each actor)."""
         return {
             "batch_size": None,
             "num_cpus": CPU_SHARE,
@@ -110,8 +110,8 @@ def model_actors(asked: int | None, device: str, parts: int) -> ModelActors:
 
 
 def model_stage(device: str, parts: int) -> dict[str, Any]:
-    """Arguments of `map_batches_internal` for a stage that embeds: as `model_actors`, but one CPU is left for decoding, which is
-    a larger share of the work here."""
+    """Arguments of `map_batches_internal` for a stage that embeds: as `model_actors`, but one CPU is left for decoding,
+    which is a larger share of the work here."""
     actors = model_actors(None, device, parts)
     return actors.stage() if actors.gpu_share else ModelActors(min(actors.count, max(1, int(_cpus()) - 1)), 0).stage()
 
