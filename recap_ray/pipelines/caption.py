@@ -29,7 +29,7 @@ from recap_ray.inputs.planning import compare_containers, plan_files
 from recap_ray.parts import Part, Plan, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
 from recap_ray.pipelines.cluster import model_actors, ray_session
-from recap_ray.pipelines.guard import FAILURE, STOPPED
+from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
 from recap_ray.pipelines.index_search import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
 from recap_ray.pipelines.part_stages import STOP_FILE
@@ -180,6 +180,8 @@ def caption_once(reports: Any, tally: Tally, progress: Progress) -> None:
     """Runs a chain and adds up its reports."""
     for report in reports.iter_rows():
         if why := report.get(FAILURE):
+            if why.startswith(MISTAKE):  # it would befall all parts
+                raise UserError(why.removeprefix(MISTAKE))
             tally.stopped = tally.stopped or why == STOPPED
             if why != STOPPED:
                 tally.failures[report["part"]] = why

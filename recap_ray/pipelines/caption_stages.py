@@ -76,13 +76,17 @@ class CaptionStages:
 class CaptionActor(ModelActor):
     """Holds one captioner with its models; captions the images of a block that could be decoded."""
 
+    @guarded
+    def __call__(self, batch: dict[str, Any]) -> Any:
+        """What `process` makes of the block, or the failure of its part."""
+        return super().__call__(batch)
+
     def load(self, captioner: Captioner) -> None:
         """Loads the models."""
         captioner.load()
         self.captioner = captioner
         self.idle_since: float | None = None
 
-    @guarded
     def process(self, batch: dict[str, Any]) -> Any:
         """The output rows of a block: decoded images captioned, the others with their error."""
         clock = StageClock(batch["times"][0])

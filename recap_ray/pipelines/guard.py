@@ -13,6 +13,7 @@ import pyarrow as pa
 from recap_ray.errors import UserError
 
 FAILURE = "failure"  # the column of a block that is all that is left of a failed part: why
+MISTAKE = "mistake: "  # a failure that begins so is the user's: the driver raises it
 STOPPED = "stopped"  # for a part that was not begun, because the run is to end
 
 
@@ -23,8 +24,7 @@ def failed(part: str, why: str) -> dict[str, Any]:
 
 def guarded(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A stage's method that fails alone: what it raises becomes the failure of the part that its batch tells in the
-    column `part`, and a failure of an earlier stage is handed on. A user's mistake would befall all parts: it is
-    raised, as is everything where a batch has no such column."""
+    column `part`, and a failure of an earlier stage is handed on. Where a batch has no such column all is raised."""
 
     @wraps(stage)
     def guarded_stage(self: Any, batch: Any) -> Any:
@@ -34,11 +34,12 @@ def guarded(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         if "part" not in columns:
             return stage(self, batch)
         part = batch["part"][0]
+        name = part.as_py() if isinstance(part, pa.Scalar) else part
         try:
             return stage(self, batch)
-        except UserError:
-            raise
+        except UserError as error:
+            return failed(name, f"{MISTAKE}{error}")
         except Exception:
-            return failed(part.as_py() if isinstance(part, pa.Scalar) else part, traceback.format_exc())
+            return failed(name, traceback.format_exc())
 
     return guarded_stage
