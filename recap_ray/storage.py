@@ -18,8 +18,6 @@ from typing import Any, cast
 
 from recap_ray.errors import UserError, first_line
 
-CACHE = "recap-ray-cache"  # in the system's temporary folder: copies of remote files that only local ones can be
-
 _options: dict[str, Any] = {}
 
 
@@ -122,7 +120,7 @@ def local_copy(path: Path) -> Path:
         return path
     files = _fs(path).find(_key(path), detail=True)
     stamp = hashlib.sha256(repr([(name, stamp_of(about)) for name, about in sorted(files.items())]).encode())
-    target = Path(tempfile.gettempdir()) / CACHE / stamp.hexdigest()[:16] / path.name
+    target = cache_folder() / stamp.hexdigest()[:16] / path.name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
@@ -137,11 +135,31 @@ def local_copy(path: Path) -> Path:
     return target
 
 
+def cache_folder() -> Path:
+    """Where a node keeps copies of remote files and what it made of an index: RECAP_RAY_CACHE, or a folder of the
+    user's among the temporary ones.
+
+    It may be deleted whenever no job is running. Raises UserError for a temporary one that is someone else's.
+    """
+    if chosen := os.environ.get("RECAP_RAY_CACHE"):
+        return Path(chosen).expanduser()
+    folder = Path(tempfile.gettempdir()) / f"recap-ray-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder} is another user's: name a folder for recap-ray's cache by RECAP_RAY_CACHE")
+    return folder
+
+
 def stamp_of(about: Mapping[str, Any]) -> str:
     """What tells one version of a file from another without reading it: its entity tag, or its size and time; of what
     a file system's listing says."""
     tag = about.get("ETag") or about.get("etag") or about.get("mtime") or about.get("LastModified")
     return f"{about.get('size')} {tag}"
+
+
+def stamp_of_local(status: os.stat_result) -> str:
+    """The same of a local file."""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _fs(path: Path) -> Any:

@@ -7,16 +7,13 @@ Arrow file of its cache folder, where a row costs a microsecond and no process h
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap_ray.errors import UserError
 from recap_ray.runs import digest_of, file_stamp
-from recap_ray.storage import commit
+from recap_ray.storage import cache_folder, commit
 
 # Of the columns of a shard, what retrieving needs. Large strings, so that a shard is one chunk whatever its size.
 COLUMNS = pa.schema([("id", pa.int64()), ("caption", pa.large_string())])
@@ -34,20 +31,6 @@ def map_captions(path: Path) -> pa.Table:
         commit(cached, lambda temporary: _write_arrow(read_captions(path), temporary))
     with pa.ipc.open_file(pa.memory_map(str(cached))) as file:
         return file.read_all()
-
-
-def cache_folder() -> Path:
-    """Where a node keeps what it made of an index: RECAP_RAY_CACHE, or a folder of the user's among the temporary ones.
-
-    It may be deleted whenever no job is running. Raises UserError for a temporary one that is someone else's.
-    """
-    if chosen := os.environ.get("RECAP_RAY_CACHE"):
-        return Path(chosen).expanduser()
-    folder = Path(tempfile.gettempdir()) / f"recap-ray-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder} is another user's: name a folder for the captions' cache by RECAP_RAY_CACHE")
-    return folder
 
 
 def _write_arrow(table: pa.Table, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from recap_ray.errors import ImageError, UserError
 from recap_ray.images import IMAGE_SUFFIXES
 from recap_ray.inputs.rows import PlanRow, stamp_number
-from recap_ray.storage import is_remote, stamp_of, storage_path
+from recap_ray.storage import is_remote, stamp_of, stamp_of_local, storage_path
 
 AT_ONCE = 16  # requests under way to a store, whose answers take some 30 ms each
 
@@ -54,8 +54,7 @@ def _local_row(path: str, key: str) -> PlanRow:
         key.encode()
     except UnicodeEncodeError:  # what Python makes of undecodable bytes
         raise UserError(f"--images: the file name {os.fsencode(path)!r} is not UTF-8: rename it") from None
-    status = os.stat(path)
-    return PlanRow(key, path, stamp=stamp_number(f"{status.st_size} {status.st_mtime_ns}"))
+    return PlanRow(key, path, stamp=stamp_number(stamp_of_local(os.stat(path))))
 
 
 def _walk(folder: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from recap_ray.inputs.files import is_image_name, list_files, match_files
 from recap_ray.inputs.listed import TABLE_SUFFIXES, list_table
 from recap_ray.inputs.parquets import images_column
 from recap_ray.inputs.rows import PlanRow
-from recap_ray.storage import is_remote, stamp_of, storage_path
+from recap_ray.storage import is_remote, stamp_of, stamp_of_local, storage_path
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # a packed one gets a row that says so
 EXPECTED = (
@@ -155,7 +155,7 @@ def _local(path: Path) -> Container:
         status = path.stat()
     except OSError as error:
         raise UserError(f"--images: {path}: {error.strerror}") from None
-    return Container(path, status.st_size, f"{status.st_size} {status.st_mtime_ns}")
+    return Container(path, status.st_size, stamp_of_local(status))
 
 
 def _holds_images(table: str) -> bool:

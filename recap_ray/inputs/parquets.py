@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from recap_ray.errors import ImageError, first_line
 from recap_ray.inputs.rows import PlanRow
 from recap_ray.storage import is_remote
+from recap_ray.table_formats import IMAGE_COLUMNS
 
 BYTES_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes", "img", "content")
-PATH_COLUMNS = ("image", "path", "image_path", "file", "file_name", "filename", "image_name")
 KEY_COLUMNS = ("key", "__key__", "image_id", "id", "uid", "sample_id")
+PATH_COLUMNS = tuple(name for name in IMAGE_COLUMNS if name not in KEY_COLUMNS)
 TEXT_COLUMNS = ("caption", "text", "TEXT", "alt_text")
 READ_ROWS = 64  # rows of images in memory at once
 

@@ -67,11 +67,15 @@ def compare_containers(containers: Sequence[Container], plans: Sequence[Plan]) -
     return Unplanned([container for id, (_, container) in there.items() if id not in known], outdated)
 
 
+def rows_of(container: Container) -> Iterable[PlanRow]:
+    """The rows of a tar or Parquet file, indexed now."""
+    return (index_parquet if container.path.suffix == ".parquet" else index_tar)(container.path)
+
+
 def plan_container(folder: Path, container: Container, part_rows: int) -> Plan:
     """Indexes a tar or Parquet file and commits its plan; an empty one has a plan of no rows."""
-    index = index_parquet if container.path.suffix == ".parquet" else index_tar
     id = Version.of(container).id
-    plan = write_plan(folder, plan_tables(index(container.path)), part_rows, lambda _: id)
+    plan = write_plan(folder, plan_tables(rows_of(container)), part_rows, lambda _: id)
     if plan is None:
         plan = Plan(id, 0, part_rows)
         commit(folder / plan.name, lambda path: pq.write_table(PLAN_SCHEMA.empty_table(), path))
@@ -148,9 +152,3 @@ def _restamp(source: Path, target: Path, stamps: dict[str, int]) -> None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def rows_of(containers: Iterable[Container]) -> Iterator[PlanRow]:
-    """The rows of containers, indexed anew one after the other."""
-    for container in containers:
-        yield from (index_parquet if container.path.suffix == ".parquet" else index_tar)(container.path)

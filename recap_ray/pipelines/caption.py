@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Container, Input, find_input
 from recap_ray.inputs.planning import compare_containers, plan_files
-from recap_ray.parts import Part, Plan, finished_parts, parts_of, plans_in
+from recap_ray.parts import Part, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
 from recap_ray.pipelines.cluster import model_actors, ray_session
 from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
@@ -155,13 +155,12 @@ def caption_all(stages: CaptionStages, work: Work, progress: Progress) -> Tally:
     """Tries what there is to do, and then again what failed, in isolation."""
     tally, parts, containers = Tally(), work.parts, work.containers
     for number in range(TRIES):
-        loader = replace(stages.loader, isolated=number > 0)
-        caption_once(stages.chain(parts, containers, loader), tally, progress)
+        caption_once(stages.chain(parts, containers, isolated=number > 0), tally, progress)
         if tally.stopped:
             break
-        containers = compare_containers(containers, plans_in(stages.plans)).containers
-        done = finished_parts(stages.run.folder / "captions")
-        parts = [part for part in parts_of(plans_in(stages.plans)) if part.name not in done]
+        plans, done = plans_in(stages.plans), finished_parts(stages.run.folder / "captions")
+        containers = compare_containers(containers, plans).containers
+        parts = [part for part in parts_of(plans) if part.name not in done]
         tally.failures = {
             part.name: tally.failures.get(part.name, "its process was killed; no traceback") for part in parts
         } | {str(container.path): "it could not be indexed" for container in containers}
@@ -224,11 +223,11 @@ def stopping(stop_file: Path) -> Iterator[Path]:
 
 def finish(run: Run, progress: Progress, tally: Tally, max_error_rate: float) -> int:
     """Writes summary.json, and _SUCCESS if every part is there; gives the exit code."""
-    plans = plans_in(run.folder / "plan")
     report_failures(run, tally)
+    planned = [part.name for part in parts_of(plans_in(run.folder / "plan"))]
     finished = finished_parts(run.folder / "captions")
-    missing = [part for part in parts_of(plans) if part.name not in finished]
-    summary = summarise(run.folder, plans)
+    missing = set(planned) - finished
+    summary = summarise(run.folder, [name for name in planned if name in finished])
     if tally.images:  # of the last session that had something to do
         rate = {"seconds": round(progress.seconds, 1), "images_per_second": round(progress.rate, 2)}
         times = summarise_times(tally.times, tally.images, tally.actors)
@@ -267,20 +266,18 @@ def report_failures(run: Run, tally: Tally) -> None:
         print(f"{part} failed:\n{why.rstrip()}")
 
 
-def summarise(folder: Path, plans: list[Plan]) -> dict[str, Any]:
-    """What the reports of all captioned parts add up to, whichever session wrote them."""
+def summarise(folder: Path, parts: list[str]) -> dict[str, Any]:
+    """What the reports of captioned parts add up to, whichever session wrote them."""
     errors: Counter[str] = Counter()
-    images = parts = 0
+    images = 0
     busy: Counter[str] = Counter()
-    captioned = finished_parts(folder / "captions")
-    names = [part.name for part in parts_of(plans) if part.name in captioned]
     with ThreadPoolExecutor(REPORTS_AT_ONCE) as pool:
-        for report in pool.map(lambda name: read_json(folder / "reports" / f"{name}.json", "a part's report"), names):
+        for report in pool.map(lambda name: read_json(folder / "reports" / f"{name}.json", "a part's report"), parts):
             errors.update(report["errors"])
             busy.update(report["seconds"])
-            images, parts = images + report["rows"], parts + 1
+            images += report["rows"]
     return {
-        "parts": parts,
+        "parts": len(parts),
         "images": images,
         "captioned": images - errors.total(),
         "errors": dict(errors),

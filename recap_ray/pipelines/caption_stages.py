@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -42,15 +42,16 @@ class CaptionStages:
         """The folder of plans."""
         return self.run.folder / "plan"
 
-    def chain(self, parts: list[Part], containers: list[Container], loader: ImageLoader) -> ray.data.Dataset:
+    def chain(self, parts: list[Part], containers: list[Container], isolated: bool = False) -> ray.data.Dataset:
         """One row of report for each part, of those given and of those that the containers turn out to hold.
 
         Each part enters as one block and leaves as one row. Containers are indexed while parts are captioned.
+        `isolated` decodes in child processes.
         """
         return (
             self._parts(parts, containers)
             .map_batches(PartReader(self.plans, self.stop_file), batch_format="numpy", **light_stage())
-            .map_batches(loader, batch_format="numpy", **cpu_stage())
+            .map_batches(replace(self.loader, isolated=isolated), batch_format="numpy", **cpu_stage())
             .map_batches_internal(
                 CaptionActor, fn_constructor_args=(self.captioner,), batch_format="numpy", **self.actors.stage()
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,7 +47,7 @@ def verify(settings: VerifySettings) -> int:
 
 def input_keys(found: Input) -> Iterator[str]:
     """The keys of the input as it is now."""
-    rows = found.list_files() if found.list_files else rows_of(found.containers)
+    rows = found.list_files() if found.list_files else chain.from_iterable(map(rows_of, found.containers))
     return (row.key for row in rows)
 
 

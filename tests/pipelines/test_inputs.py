@@ -226,4 +226,4 @@ def test_a_stage_on_gpus_keeps_parts_whole(tmp_path, ray_running):
     run = Run(tmp_path, "fingerprint")
     loader = ImageLoader(FakeCaptioner.preparer, ImageLimits(), decode_a_byte)
     stages = CaptionStages(run, loader, FakeCaptioner(), ModelActors(1, 0.5), 10, tmp_path / "stop")
-    stages.chain([Part("part-x-00000", "plan-x-1x1.parquet", 0, 1)], [], loader)  # Ray refuses when it is made
+    stages.chain([Part("part-x-00000", "plan-x-1x1.parquet", 0, 1)], [])  # Ray refuses when it is made
