@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test lint format lock wheel clean
+.PHONY: help install demo compare test faults lint format lock wheel clean
 
 help:            ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,6 +33,9 @@ compare: install ## train clipcap and capdec on rendered scenes, and compare the
 
 test: install lint  ## lint, then all tests
 	$(BIN)/python -m pytest
+
+faults: install  ## kill processes at random moments, each kind five times, and count what was lost
+	$(BIN)/python -m tests.faults --times 5
 
 lint: install    ## style, layers and types
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,14 +59,22 @@ class Scene:
     def parts(self) -> int:
         return len(names_in(storage_path(self.output, "--output") / "captions", "part-"))
 
-    def reach_a_moment(self) -> None:
-        """Waits until some of the parts are there."""
-        wanted, deadline = self.moments.randrange(2, 30), time.monotonic() + LIMIT_S
-        while self.parts() < wanted:
+    def reach(self, parts: int) -> None:
+        """Waits until there are so many parts, and a moment more."""
+        deadline = time.monotonic() + LIMIT_S
+        while self.parts() < parts:
             assert self.driver.poll() is None, self.log.read_text()[-3000:]
             assert time.monotonic() < deadline, "nothing moves"
             time.sleep(0.05)
         time.sleep(self.moments.uniform(0, 0.3))
+
+    def written(self) -> dict[str, int]:
+        """The parts on disk, and when each was written."""
+        return {path.name: path.stat().st_mtime_ns for path in (Path(self.output) / "captions").glob("part-*")}
+
+    def leftovers(self) -> list[Path]:
+        """Temporary files on disk."""
+        return list((Path(self.output) / "captions").glob(".*.tmp"))
 
     def processes(self, *titles: str) -> list[psutil.Process]:
         """Those of this run's Ray whose title holds one of these."""
@@ -111,6 +119,13 @@ class Scene:
                 table = pq.read_table(file, columns=["key", "caption"])
                 rows += zip(table["key"].to_pylist(), table["caption"].to_pylist())
         return sorted(rows)
+
+    def check(self) -> None:
+        """Every key is there once, with its caption."""
+        rows = self.rows()
+        _, _, faults = compare_keys(lambda: input_keys(find_input(self.images)), lambda: (key for key, _ in rows))
+        assert not any(faults.values()), {name: len(keys) for name, keys in faults.items()}
+        assert rows == expected_rows()
 
 
 def kill_cpu_worker(scene: Scene) -> None:
@@ -173,39 +188,47 @@ def expected_rows() -> list[tuple[str, str]]:
     return [(f"{key:06d}", f"{key:06d} {key % 251:.2f}") for key in range(IMAGES)]
 
 
+@dataclass
+class World:
+    """A folder with the images in it, the variables that lead a driver there, and what makes its store fail."""
+
+    root: str
+    variables: dict[str, str] = field(default_factory=dict)
+    fail: Callable[[float], None] | None = None
+
+    def scene(self, folder: Path, seed: int) -> Scene:
+        """A run of its own that logs to `folder`."""
+        output = f"{self.root}/out-{seed}"
+        return Scene(f"{self.root}/images", output, folder / "log", random.Random(seed), self.fail, self.variables)
+
+
 @contextmanager
-def world(store: bool) -> Iterator[tuple[str, dict[str, str], Callable[[float], None] | None]]:
-    """A folder with the images in it, the variables that lead to it, and what makes its store fail for some seconds."""
-    with ExitStack() as stack:
-        local = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if not store:
-            write_images(local / "images")
-            yield str(local), {}, None
-            return
-        server = stack.enter_context(s3_server())
-        proxy, fail = stack.enter_context(unsteady_proxy(server))
-        variables = {**KEYS, "AWS_ENDPOINT_URL": proxy}
-        stack.enter_context(environment(**{**variables, "AWS_ENDPOINT_URL": server}))
+def disk_world() -> Iterator[World]:
+    """On this machine's disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder) / "images")
+        yield World(folder)
+
+
+@contextmanager
+def store_world() -> Iterator[World]:
+    """In the store of this process's environment, which drivers reach through a proxy that can be told to fail."""
+    with unsteady_proxy(os.environ["AWS_ENDPOINT_URL"]) as (proxy, fail):
         root = storage_path("s3://faults", "--images")
         root.fs.mkdir("faults")
         write_images(root / "images")
-        yield "s3://faults", variables, fail
+        yield World("s3://faults", {"AWS_ENDPOINT_URL": proxy}, fail)
 
 
-def try_case(root: str, variables: dict[str, str], fail, case: str, seed: int) -> int:
+def try_case(world: World, case: str, seed: int) -> int:
     """Runs a case; gives how many times the command was given. Raises AssertionError if a row is lost or doubled."""
     with tempfile.TemporaryDirectory() as folder:
-        scene = Scene(
-            f"{root}/images", f"{root}/out-{seed}", Path(folder) / "log", random.Random(seed), fail, variables
-        )
+        scene = world.scene(Path(folder), seed)
         scene.start()
-        scene.reach_a_moment()
+        scene.reach(scene.moments.randrange(2, 30))
         CASES[case](scene)
         given = scene.finish()
-        rows = scene.rows()
-        _, _, faults = compare_keys(lambda: input_keys(find_input(scene.images)), lambda: (key for key, _ in rows))
-        assert not any(faults.values()), {name: len(keys) for name, keys in faults.items()}
-        assert rows == expected_rows()
+        scene.check()
         return given
 
 
@@ -218,21 +241,20 @@ def main() -> int:
         f"{IMAGES:,} images, seed {given.seed}\n\n{'killed':32}{'where':8}{'tried':>6}{'whole':>7}{'given twice':>13}"
     )
     bad, seed = 0, given.seed
-    for store in (False, True):
-        with world(store) as (root, variables, fail):
+    for where, open_world in (("disk", disk_world), ("S3", store_world)):
+        with s3_server() as url, environment(**KEYS, AWS_ENDPOINT_URL=url), open_world() as world:
             for case in CASES:
-                if case.startswith("the store") and not store:
+                if case.startswith("the store") and where == "disk":
                     continue
                 counts: Counter[str] = Counter()
                 for _ in range(given.times):
                     seed += 1
                     try:
-                        counts["twice"] += try_case(root, variables, fail, case, seed) == 2
+                        counts["twice"] += try_case(world, case, seed) == 2
                         counts["whole"] += 1
                     except AssertionError as error:
                         print(f"  {case}, seed {seed}: {error}")
                         bad += 1
-                where = "S3" if store else "disk"
                 print(f"{case:32}{where:8}{given.times:>6}{counts['whole']:>7}{counts['twice']:>13}", flush=True)
     return 1 if bad else 0
 

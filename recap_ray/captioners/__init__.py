@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import cast
+
 from recap_ray.captioners.base import Captioner
-from recap_ray.captioners.prefix import CapDec, ClipCap
-from recap_ray.captioners.recap import ReCap
 from recap_ray.errors import UserError
 from recap_ray.settings import CaptionSettings
 
-CAPTIONERS: dict[str, type[Captioner]] = {"recap": ReCap, "clipcap": ClipCap, "capdec": CapDec}
+# Imported only when it is used: torch and the models take some eight seconds.
+CAPTIONERS = {
+    "recap": "recap_ray.captioners.recap:ReCap",
+    "clipcap": "recap_ray.captioners.prefix:ClipCap",
+    "capdec": "recap_ray.captioners.prefix:CapDec",
+}
 
 
 def make_captioner(settings: CaptionSettings) -> Captioner:
@@ -16,4 +22,5 @@ def make_captioner(settings: CaptionSettings) -> Captioner:
     if settings.method not in CAPTIONERS:
         raise UserError(f"--method {settings.method} is unknown: expected one of {', '.join(CAPTIONERS)}")
     settings.check()
-    return CAPTIONERS[settings.method](settings)
+    module, name = CAPTIONERS[settings.method].split(":")
+    return cast(Captioner, getattr(importlib.import_module(module), name)(settings))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from recap_ray.caption_index.search import CaptionSearch, IndexCard
 from recap_ray.preparing import ImagePreparer
 from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import StageClock
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Captioner(ABC):

@@ -7,7 +7,9 @@ process holds one picture, not a part of them.
 from __future__ import annotations
 
 import faulthandler
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,16 +93,33 @@ class ImageLoader:
             finally:
                 calls.close()
             return
-        yield self._watched
-
-    def _watched(self, data: bytes) -> tuple[np.ndarray, int, int]:
-        """As `prepare`; ends the process, with its traceback on standard error, if it takes too long: nothing else can
-        stop a codec. The alarm costs 0.06 ms a picture, of some 5 ms."""
-        faulthandler.dump_traceback_later(self.timeout_s, exit=True, file=sys.__stderr__ or sys.stderr)
+        alarm = Alarm(self.timeout_s)
         try:
-            return self.prepare(data)
+            yield lambda data: alarm.watch(self.prepare, data)
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            alarm.stop()
+
+
+class Alarm:
+    """Ends the process, with its traceback on standard error, when one call takes too long: nothing else can stop a
+    codec. Setting it takes up to a millisecond (a thread is made), so that calls of the same second share one."""
+
+    def __init__(self, timeout_s: float):
+        self.timeout_s = timeout_s
+        self.set_at = -math.inf
+
+    def watch(self, call: Callable[[bytes], Any], data: bytes) -> Any:
+        """`call(data)`, within the timeout or a second more."""
+        now = time.monotonic()
+        if now - self.set_at > 1:
+            faulthandler.dump_traceback_later(self.timeout_s + 1, exit=True, file=sys.__stderr__ or sys.stderr)
+            self.set_at = now
+        return call(data)
+
+    def stop(self) -> None:
+        """Until the next call."""
+        faulthandler.cancel_dump_traceback_later()
+        self.set_at = -math.inf
 
 
 @dataclass(frozen=True)

@@ -1,79 +1,75 @@
-"""Real processes, really killed: nothing is lost, nothing is done twice. `make faults` tries each case many times."""
+"""Real processes, really killed: nothing is lost, nothing is done twice.
+
+Each run here meets several faults, one after the other; `make faults` tries each alone, many times.
+"""
 
 import random
 import signal
 import time
-from pathlib import Path
 
-import pytest
-
-from tests import faults
-from tests.faults import CASES, Scene, expected_rows, try_case, world
-
-
-@pytest.fixture(scope="module")
-def disk():
-    with world(store=False) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def store():
-    with world(store=True) as found:
-        yield found
+from tests.faults import (
+    LIMIT_S,
+    Scene,
+    disk_world,
+    fail_store,
+    kill_cpu_worker,
+    kill_gpu_actor,
+    kill_writer,
+    store_world,
+)
 
 
-@pytest.mark.parametrize(
-    ("case", "where"),
-    [("a CPU worker", "disk"), ("a GPU actor", "store"), ("the writer, before it renames", "disk"),
-     ("the store, 10 s of errors", "store")],
-)  # fmt: skip
-def test_a_fault_loses_and_repeats_nothing(case, where, request):
-    root, variables, fail = request.getfixturevalue(where)
-    seed = random.randrange(10**6)
-    print("seed of the moment:", seed)
-    assert try_case(root, variables, fail, case, seed) <= 2
-    assert case in CASES
-
-
-def test_a_driver_killed_three_times_loses_and_repeats_nothing(disk, tmp_path):
-    root, variables, _ = disk
+def begin(world, tmp_path) -> Scene:
     seed = random.randrange(10**6)
     print("seed of the moments:", seed)
-    scene = Scene(f"{root}/images", str(tmp_path / "out"), tmp_path / "log", random.Random(seed), None, variables)
-
-    def parts() -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "captions").glob("part-*")}
-
-    finished: dict[str, int] = {}
-    for _ in range(3):
-        scene.start()
-        deadline = time.monotonic() + faults.LIMIT_S
-        while len(parts()) <= len(finished) + 1 and time.monotonic() < deadline:  # let it get to work
-            assert scene.driver.poll() is None, scene.log.read_text()
-            time.sleep(0.02)
-        scene.driver.send_signal(signal.SIGKILL)
-        scene.driver.wait()
-        time.sleep(2)  # Ray's processes notice the death of their driver
-        survivors = parts()
-        assert {name: survivors[name] for name in finished} == finished, "a finished part was rewritten"
-        finished = survivors
-    assert 0 < len(finished) < 40
+    scene = world.scene(tmp_path, seed)
     scene.start()
-    assert scene.driver.wait(faults.LIMIT_S) == 0, scene.log.read_text()
-    assert {name: parts()[name] for name in finished} == finished, "a finished part was rewritten"
-    assert scene.rows() == expected_rows()
-    assert not list((Path(scene.output) / "captions").glob(".*.tmp"))
+    return scene
 
 
-def test_a_driver_told_to_end_ends_after_the_parts_under_way(disk, tmp_path):
-    root, variables, _ = disk
-    scene = Scene(f"{root}/images", str(tmp_path / "out"), tmp_path / "log", random.Random(1), None, variables)
-    scene.start()
-    scene.reach_a_moment()
-    scene.driver.send_signal(signal.SIGTERM)
-    assert scene.driver.wait(faults.LIMIT_S) == 1
-    assert "stopped; the same command goes on from here" in scene.log.read_text()
-    assert 0 < scene.parts() < 40
-    scene.start()
-    assert scene.driver.wait(faults.LIMIT_S) == 0 and scene.rows() == expected_rows()
+def test_killed_workers_actors_and_writers_lose_and_repeat_nothing(tmp_path):
+    with disk_world() as world:
+        scene = begin(world, tmp_path)
+        for kill, parts in ((kill_cpu_worker, 3), (kill_gpu_actor, 12), (kill_writer, 20)):
+            scene.reach(parts)
+            kill(scene)
+        assert scene.finish() <= 2
+        scene.check()
+
+
+def test_a_store_that_fails_for_ten_seconds_and_a_killed_actor_lose_and_repeat_nothing(s3, tmp_path):
+    with store_world() as world:
+        scene = begin(world, tmp_path)
+        scene.reach(3)
+        fail_store(scene)
+        scene.reach(12)
+        kill_gpu_actor(scene)
+        assert scene.finish() <= 2
+        scene.check()
+
+
+def test_a_driver_killed_told_to_end_and_killed_again_loses_and_repeats_nothing(tmp_path):
+    with disk_world() as world:
+        scene = begin(world, tmp_path)
+        finished: dict[str, int] = {}
+
+        def nothing_rewritten() -> dict[str, int]:
+            now = scene.written()
+            assert {name: now[name] for name in finished} == finished, "a finished part was rewritten"
+            return now
+
+        for ending in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+            scene.reach(len(finished) + 4)
+            scene.driver.send_signal(ending)
+            code = scene.driver.wait(LIMIT_S)
+            if ending == signal.SIGTERM:  # it ends after the parts that are under way
+                assert code == 1 and "stopped; the same command goes on from here" in scene.log.read_text()
+            else:
+                time.sleep(2)  # Ray's processes notice the death of their driver
+            finished = nothing_rewritten()
+            assert len(finished) < 40
+            scene.start()
+        assert scene.driver.wait(LIMIT_S) == 0, scene.log.read_text()
+        nothing_rewritten()
+        scene.check()
+        assert not scene.leftovers()
