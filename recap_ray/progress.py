@@ -51,6 +51,10 @@ class Progress:
         """Units a second in this run."""
         return (self.done - self.before) / max(self.seconds, 1e-9)
 
+    def state(self) -> dict[str, float | int]:
+        """The same as numbers."""
+        return {self.unit: self.done, "of": self.total, "errors": self.errors, f"{self.unit}_per_second": self.rate}
+
     def line(self) -> str:
         """The state as one line."""
         errors = f", {self.errors:,} errors" if self.errors else ""

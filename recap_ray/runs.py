@@ -3,7 +3,8 @@
     O/run.json       settings as resolved, fingerprint, what it was taken of
     O/summary.json   what came out
     O/_SUCCESS       all is done
-    O/.lock          held by the one driver that works on the folder; the system lets go of it when a process dies
+    O/.lock          held by the one driver that works on the folder; the system lets go of it when a process dies.
+                     A store has no locks: there the heartbeat in run.json keeps drivers apart (heartbeat.py)
 
 The fingerprint is a digest of everything that shapes the output (models, alignment, index, prompt, decoding). The same
 fingerprint in the same folder is the same run, to be resumed; another one is refused before anything is written.
@@ -17,13 +18,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 from recap_ray import __version__
 from recap_ray.errors import UserError
+from recap_ray.heartbeat import heartbeat, settle, wait_for_silence
 from recap_ray.storage import commit, is_remote, make_folder, names_in, stamp_of, storage_path
 
 # What a job commits first; a folder without any of it holds no work.
@@ -54,6 +57,25 @@ class Run:
         """Writes `name` as JSON, whole or not at all."""
         write_json(self.folder / name, content)
 
+    @contextmanager
+    def at_work(self, progress: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+        """Keeps a heartbeat in run.json; raises UserError if another driver began at the same moment.
+
+        `progress` tells what else to say in it.
+        """
+        content = read_json(self.folder / "run.json", "the run in --output")
+        content.pop("heartbeat", None)
+
+        def write(beat: Mapping[str, Any] | None) -> None:
+            self.write("run.json", content | ({"heartbeat": beat} if beat else {}))
+
+        def alone() -> None:
+            if is_remote(self.folder):
+                settle(lambda: _beat_of(self.folder), str(self.folder))
+
+        with heartbeat(write, progress, alone):
+            yield
+
     def is_finished(self) -> bool:
         """Whether _SUCCESS was written."""
         return (self.folder / "_SUCCESS").exists()
@@ -78,7 +100,10 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
         _check_same_run(folder, fingerprint, shaping, job)
     try:
         make_folder(folder)
-        _lock(folder)
+        if is_remote(folder):
+            wait_for_silence(lambda: _beat_of(folder), output)
+        else:
+            _lock(folder)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder") from None
     if (folder / "run.json").exists():  # again: until now another process may have been at work
@@ -183,7 +208,7 @@ def share_file(source: Path, target: Path) -> None:
 
 def _lock(folder: Path) -> None:
     """Makes this process the only one to plan and sweep in `folder`; where there are no locks it does nothing."""
-    if folder in _locks or is_remote(folder):
+    if folder in _locks:
         return
     file = open(folder / ".lock", "w")  # noqa: SIM115  (held open on purpose)
     try:
@@ -195,6 +220,12 @@ def _lock(folder: Path) -> None:
     except OSError:
         return
     _locks[folder] = file
+
+
+def _beat_of(folder: Path) -> Mapping[str, Any] | None:
+    if not (folder / "run.json").exists():
+        return None
+    return cast(Mapping[str, Any] | None, read_json(folder / "run.json", "the run in --output").get("heartbeat"))
 
 
 def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], job: str) -> None:

@@ -4,6 +4,7 @@ file, and the entry in run.json.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self
 
@@ -172,7 +173,11 @@ class DecodingSettings(ImageSettings):
         "beam search with so many beams, of which the best --candidates are kept; 0 samples; default 0 for recap, 5 "
         "for clipcap and capdec",
     ] = None
-    gpu_actors: Annotated[int | None, "actors with the models; default two a GPU, or without GPU one a CPU"] = None
+    gpu_actors: Annotated[
+        str | None,
+        "actors with the models, a number, or 1:64 for as many as work and a growing cluster ask for; default two a "
+        "GPU, or without GPU one a CPU",
+    ] = None
     max_error_rate: Annotated[float, "exit with 1 if a larger share of the images ends as errors"] = 0.1
 
     method = "recap"  # no flag here: CaptionSettings makes it one
@@ -198,9 +203,18 @@ class DecodingSettings(ImageSettings):
         given.require("beams", (given.beams or 0) >= 0, "0 (none) or more")
         given.require("top_p", 0 < given.top_p <= 1, "above 0, at most 1")
         given.require("max_error_rate", 0 <= given.max_error_rate <= 1, "a share, from 0 to 1")
-        given.require("gpu_actors", given.gpu_actors is None or given.gpu_actors >= 1, "at least 1")
+        least, most = given.actor_range or (1, 1)
+        given.require("gpu_actors", 1 <= least <= most, "a number, or two like 1:64, at least 1")
         given.require("prompt", "{neighbours}" in given.prompt, "a text that contains {neighbours}")
         given.check_decoding()
+
+    @property
+    def actor_range(self) -> tuple[int, int] | None:
+        """The least and the most of --gpu-actors, (0, 0) if it is no range; None if it was not given."""
+        if self.gpu_actors is None:
+            return None
+        found = re.fullmatch(r"(\d+)(?::(\d+))?", str(self.gpu_actors))
+        return (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
 
     def check_decoding(self) -> None:
         """Raises UserError if these settings, resolved, ask for captions that there cannot be."""

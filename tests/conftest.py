@@ -74,7 +74,7 @@ class Built:
             **RAY_LIMITS,
         }
         return CaptionSettings(
-            output=str(output), **{**given, "candidates": 4, "part_rows": 16, "gpu_actors": 1, **changes}
+            output=str(output), **{**given, "candidates": 4, "part_rows": 16, "gpu_actors": "1", **changes}
         )
 
 

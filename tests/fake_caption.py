@@ -14,7 +14,7 @@ def main() -> int:
     parser.add_argument("--output", required=True)
     parser.add_argument("--seconds", type=float, default=0.05, help="that a part takes the captioner")
     parser.add_argument("--part-rows", type=int, default=50)
-    parser.add_argument("--actors", type=int, default=1)
+    parser.add_argument("--actors", default="1")
     given = parser.parse_args()
     settings = CaptionSettings(
         images=given.images, output=given.output, index="unused", part_rows=given.part_rows, gpu_actors=given.actors,

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 import yaml
@@ -19,9 +19,6 @@ from recap_ray.settings import CaptionSettings
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "cluster.yaml", *sorted((ROOT / "deploy").iterdir()), ROOT / "docs" / "cluster.md"]
 RAY = re.search(r"^ray==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)[1]
-
-# Until --gpu-actors takes a range such as 1:64, it is read here without it.
-TAKES_RANGE = str in get_args(get_args(get_type_hints(CaptionSettings, include_extras=True)["gpu_actors"])[0])
 
 # Of KubeRay's custom resource definitions (ray-operator/config/crd/bases, 1.6): the fields of each level.
 RAY_JOB = (
@@ -70,11 +67,7 @@ def arguments_of(command: str) -> list[str]:
     """What is behind `python -m recap_ray` or `python jobs/caption.py`."""
     words = shlex.split(command)
     assert words[0] == "python"
-    arguments = words[3:] if words[1:3] == ["-m", "recap_ray"] else [Path(words[1]).stem, *words[2:]]
-    if not TAKES_RANGE and "--gpu-actors" in arguments:
-        at = arguments.index("--gpu-actors")
-        del arguments[at : at + 2]
-    return arguments
+    return words[3:] if words[1:3] == ["-m", "recap_ray"] else [Path(words[1]).stem, *words[2:]]
 
 
 def cron_line() -> str:
@@ -199,10 +192,9 @@ def test_the_command_of_the_runs_on_kubernetes_is_one_of_ours(run_command):
 
 def test_the_settings_file_for_clusters_is_one_of_ours(run_command, tmp_path):
     content = read("deploy/caption.yaml")
-    if not TAKES_RANGE:
-        del content["gpu_actors"]
     (tmp_path / "caption.yaml").write_text(yaml.safe_dump(content))
-    assert run_command(["caption", "--config", str(tmp_path / "caption.yaml")]).device == "cuda"
+    settings = run_command(["caption", "--config", str(tmp_path / "caption.yaml")])
+    assert (settings.device, settings.actor_range) == ("cuda", (1, 64))
 
 
 def test_the_cron_line_is_a_shell_command_that_submits_a_job_of_ours():

@@ -39,6 +39,7 @@ BOTTOM = {
     "vectors",
     "parts",
     "runs",
+    "heartbeat",
     "outputs",
     "schema",
     "settings",

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -61,19 +61,21 @@ def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decod
     absolute = {name: str(storage_path(path, f"--{name}")) for name in PATHS if (path := getattr(settings, name))}
     shaping = {"images": absolute["images"], **captioner.identity, "limits": asdict(limits)}
     run = open_run(settings.output, "caption", shaping, asdict(settings) | absolute)
-    work = find_work(run, found, settings)
-    progress, tally = work.progress(), Tally()
-    if work:
-        run.reopen()
-        with ray_session(settings), losing_blocks(), stopping(run.folder / STOP_FILE) as stop_file:
-            actors = model_actors(settings.gpu_actors, settings.device, len(work.parts) + len(work.containers))
-            loader = ImageLoader(captioner.preparer, limits, decoder)
-            stages = CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
-            with shared_index(captioner, settings.index_search, actors.count):
-                tally = caption_all(stages, work, progress)
-        tally.actors = actors.count
-    progress.finish()
-    return finish(run, progress, tally, settings.max_error_rate)
+    tally = Tally()
+    with run.at_work(tally.state):
+        work = find_work(run, found, settings)
+        tally.progress = work.progress()
+        if work:
+            run.reopen()
+            with ray_session(settings), losing_blocks(), stopping(run.folder / STOP_FILE) as stop_file:
+                actors = model_actors(settings.actor_range, settings.device, len(work.parts) + len(work.containers))
+                loader = ImageLoader(captioner.preparer, limits, decoder)
+                stages = CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
+                with shared_index(captioner, settings.index_search, actors.most):
+                    caption_all(stages, work, tally)
+            tally.actors = actors.most
+        tally.progress.finish()
+        return finish(run, tally, settings.max_error_rate)
 
 
 @dataclass
@@ -144,18 +146,30 @@ def refuse_or_forget(run: Run, parts: list[Part], changed: str) -> None:
 class Tally:
     """What the reports of parts add up to in this session."""
 
+    progress: Progress | None = None  # known when there is work
     times: StageClock = field(default_factory=StageClock)
     failures: dict[str, str] = field(default_factory=dict)  # part -> why, at its last try
     images: int = 0
     stopped: bool = False
     actors: int = 0
 
+    def add(self, report: Mapping[str, Any]) -> None:
+        """Adds the report of a captioned part."""
+        self.images += report["rows"]
+        self.times.add(StageClock(report["times"]))
+        if self.progress:
+            self.progress.update(report["rows"], report["errors"])
 
-def caption_all(stages: CaptionStages, work: Work, progress: Progress) -> Tally:
+    def state(self) -> Mapping[str, Any]:
+        """How far it is, for people to see."""
+        return self.progress.state() if self.progress else {}
+
+
+def caption_all(stages: CaptionStages, work: Work, tally: Tally) -> None:
     """Tries what there is to do, and then again what failed, in isolation."""
-    tally, parts, containers = Tally(), work.parts, work.containers
+    parts, containers = work.parts, work.containers
     for number in range(TRIES):
-        caption_once(stages.chain(parts, containers, isolated=number > 0), tally, progress)
+        caption_once(stages.chain(parts, containers, isolated=number > 0), tally)
         if tally.stopped:
             break
         plans, done = plans_in(stages.plans), finished_parts(stages.run.folder / "captions")
@@ -172,10 +186,9 @@ def caption_all(stages: CaptionStages, work: Work, progress: Progress) -> Tally:
             print(
                 f"caption: {len(parts) + len(containers):,} parts failed and are tried again in isolation", flush=True
             )
-    return tally
 
 
-def caption_once(reports: Any, tally: Tally, progress: Progress) -> None:
+def caption_once(reports: Any, tally: Tally) -> None:
     """Runs a chain and adds up its reports."""
     for report in reports.iter_rows():
         if why := report.get(FAILURE):
@@ -185,9 +198,7 @@ def caption_once(reports: Any, tally: Tally, progress: Progress) -> None:
             if why != STOPPED:
                 tally.failures[report["part"]] = why
             continue
-        progress.update(report["rows"], report["errors"])
-        tally.images += report["rows"]
-        tally.times.add(StageClock(report["times"]))
+        tally.add(report)
 
 
 @contextmanager
@@ -221,14 +232,14 @@ def stopping(stop_file: Path) -> Iterator[Path]:
         stop_file.unlink(missing_ok=True)
 
 
-def finish(run: Run, progress: Progress, tally: Tally, max_error_rate: float) -> int:
+def finish(run: Run, tally: Tally, max_error_rate: float) -> int:
     """Writes summary.json, and _SUCCESS if every part is there; gives the exit code."""
     report_failures(run, tally)
     planned = [part.name for part in parts_of(plans_in(run.folder / "plan"))]
     finished = finished_parts(run.folder / "captions")
     missing = set(planned) - finished
     summary = summarise(run.folder, [name for name in planned if name in finished])
-    if tally.images:  # of the last session that had something to do
+    if tally.images and (progress := tally.progress):  # of the last session that had something to do
         rate = {"seconds": round(progress.seconds, 1), "images_per_second": round(progress.rate, 2)}
         times = summarise_times(tally.times, tally.images, tally.actors)
         summary |= {**rate, "stages": times}

@@ -77,7 +77,8 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
 class ModelActors:
     """The actors of a stage that holds models: how many, and each one's share of a GPU."""
 
-    count: int
+    least: int
+    most: int
     gpu_share: float
 
     def stage(self) -> dict[str, Any]:
@@ -88,32 +89,46 @@ class ModelActors:
             "batch_size": None,
             "num_cpus": CPU_SHARE,
             "num_gpus": self.gpu_share,
-            "compute": ActorPoolStrategy(size=self.count),
+            "compute": ActorPoolStrategy(min_size=self.least, max_size=self.most),
             **ACTOR_RETRIES,
         }
 
 
-def model_actors(asked: int | None, device: str, parts: int) -> ModelActors:
-    """How many actors hold models: as many as asked for, else two a GPU, so that one computes while the other one reads
-    and writes text, or without GPUs one a CPU; never more than there are parts.
+def model_actors(asked: tuple[int, int] | None, device: str, parts: int) -> ModelActors:
+    """How many actors hold models: as many as asked for, at least and at most, else two a GPU, so that one computes
+    while the other one reads and writes text, or without GPUs one a CPU; never more than there are parts.
+
+    A range is for clusters that grow: they start small or from nothing, so that there is nothing to count. Of GPUs that
+    are to come, too, two actors share one.
 
     On a CPU each computes in one thread (Ray's setting for a share of a CPU): threads that share their cores with other
     work wait for each other at every operation, which made decoding with two threads beside one busy process 100 times
     slower than with one. Pictures are decoded on the same cores in between, which is about a hundredth of the work.
     """
-    gpus = 0 if device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-    room = max(1, int((_cpus() - 1) / CPU_SHARE))
-    if asked and asked > room:  # without a CPU left for the stages around it nothing would ever move
-        raise UserError(f"--gpu-actors {asked}: {_cpus():g} CPUs have room for at most {room} beside the other stages")
-    count = min(asked or ACTORS_A_GPU * gpus or int(_cpus()), room, parts)
-    return ModelActors(count, 1 / -(-count // gpus) if gpus else 0)
+    gpus = 0 if device == "cpu" else int(_resource("GPU"))
+    on_gpus = gpus > 0 or device == "cuda"
+    if asked is None and on_gpus and not gpus:
+        asked = (1, parts)  # GPUs that are to come
+    if asked and asked[0] < asked[1]:
+        return ModelActors(min(asked[0], parts), min(asked[1], parts), 1 / ACTORS_A_GPU if on_gpus else 0)
+    room = max(1, int((_resource("CPU") - 1) / CPU_SHARE))
+    if asked and asked[0] > room:  # without a CPU left for the stages around it nothing would ever move
+        raise UserError(
+            f"--gpu-actors {asked[0]}: {_resource('CPU'):g} CPUs have room for at most {room} beside the other stages; "
+            f"on a cluster that grows give a range, 1:{asked[0]}"
+        )
+    count = min(asked[0] if asked else ACTORS_A_GPU * gpus or max(1, int(_resource("CPU"))), room, parts)
+    return ModelActors(count, count, 1 / -(-count // gpus) if gpus else 0)
 
 
 def model_stage(device: str, parts: int) -> dict[str, Any]:
     """Arguments of `map_batches_internal` for a stage that embeds: as `model_actors`, but one CPU is left for decoding,
     which is a larger share of the work here."""
     actors = model_actors(None, device, parts)
-    return actors.stage() if actors.gpu_share else ModelActors(min(actors.count, max(1, int(_cpus()) - 1)), 0).stage()
+    if not actors.gpu_share:
+        count = min(actors.most, max(1, int(_resource("CPU")) - 1))
+        actors = ModelActors(count, count, 0)
+    return actors.stage()
 
 
 class ModelActor(ABC):
@@ -149,11 +164,13 @@ def cpu_stage() -> dict[str, Any]:
     """Arguments of `map_batches` for a stage of CPU work on whole blocks: a CPU each, less on very small machines,
     where whole CPUs would leave the other stages none. A block that kills its process is tried once more; Ray's own
     default is to retry for ever."""
-    return {"batch_size": None, "num_cpus": min(1.0, _cpus() / 4), "max_retries": 1}
+    # A cluster that starts from a head without CPUs has none yet.
+    return {"batch_size": None, "num_cpus": min(1.0, _resource("CPU") / 4 or 1.0), "max_retries": 1}
 
 
-def _cpus() -> float:
-    return float(ray.cluster_resources().get("CPU", 1))
+def _resource(name: str) -> float:
+    """How much of it the nodes that are there have together."""
+    return float(ray.cluster_resources().get(name, 0))
 
 
 def light_stage() -> dict[str, Any]:

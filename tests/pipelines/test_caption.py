@@ -117,7 +117,7 @@ def test_new_images_are_done_and_finished_parts_left_alone(built, tmp_path):
 
 
 def test_rows_do_not_depend_on_parts_or_workers(finished, built, tmp_path):
-    whole = built.caption_settings(tmp_path / "out", part_rows=37, gpu_actors=2)
+    whole = built.caption_settings(tmp_path / "out", part_rows=37, gpu_actors="2")
     assert caption(whole) == 0
     assert rows_of(whole.output) == rows_of(finished.output)
 

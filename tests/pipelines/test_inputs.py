@@ -47,7 +47,7 @@ def write_tar(path, keys: range, **odd: bytes):
 
 def settings_of(root, images="tars", **changes) -> CaptionSettings:
     paths = {"images": f"{root}/{images}", "output": f"{root}/out", "index": f"{root}/index"}
-    return CaptionSettings(**{**paths, "part_rows": 10, "gpu_actors": 1, **RAY_LIMITS, **changes})
+    return CaptionSettings(**{**paths, "part_rows": 10, "gpu_actors": "1", **RAY_LIMITS, **changes})
 
 
 def run(settings, captioner=None) -> int:
@@ -225,5 +225,5 @@ def test_a_picture_that_never_ends_costs_one_row(tmp_path, ray_running, monkeypa
 def test_a_stage_on_gpus_keeps_parts_whole(tmp_path, ray_running):
     run = Run(tmp_path, "fingerprint")
     loader = ImageLoader(FakeCaptioner.preparer, ImageLimits(), decode_a_byte)
-    stages = CaptionStages(run, loader, FakeCaptioner(), ModelActors(1, 0.5), 10, tmp_path / "stop")
+    stages = CaptionStages(run, loader, FakeCaptioner(), ModelActors(1, 1, 0.5), 10, tmp_path / "stop")
     stages.chain([Part("part-x-00000", "plan-x-1x1.parquet", 0, 1)], [])  # Ray refuses when it is made

@@ -106,7 +106,8 @@ def test_an_unknown_clip_and_language_model(attempt, tmp_path):
     "flags, message",
     [
         ({"neighbours": 0}, "--neighbours 0: expected at least 1"),
-        ({"gpu-actors": -3}, "--gpu-actors -3: expected at least 1"),
+        ({"gpu-actors": -3}, "--gpu-actors '-3': expected a number, or two like 1:64, at least 1"),
+        ({"gpu-actors": "64:1"}, "--gpu-actors '64:1': expected a number, or two like 1:64, at least 1"),
         ({"device": "banana"}, "--device banana is unknown: expected one of auto, cpu, cuda"),
         ({"precision": "half"}, "--precision half is unknown: expected one of auto, float32, bfloat16, float16"),
         ({"beams": 2, "candidates": 3}, "--beams 2 gives no more captions: --candidates can be 2 at most"),

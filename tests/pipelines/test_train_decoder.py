@@ -74,7 +74,7 @@ def test_the_decoder_says_what_it_is_and_captions(clipcap, built, tmp_path):
     assert all(line["samples"] for line in log(clipcap["output"]) if "epoch" in line)
     settings = CaptionSettings(
         method="clipcap", decoder=clipcap["output"], images=str(built.world.images), output=str(tmp_path / "out"),
-        clip="tiny", part_rows=30, gpu_actors=1,
+        clip="tiny", part_rows=30, gpu_actors="1",
     )  # fmt: skip
     assert caption(settings) == 0
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
