@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from recap_ray.alignment import LinearAlignment
 from recap_ray.errors import UserError
 from recap_ray.runs import file_digest, read_json
+from recap_ray.storage import fetched
 
 
 def open_alignment(alignment: str | None, clip: str, dim: int) -> tuple[LinearAlignment, str | None]:
@@ -16,7 +15,7 @@ def open_alignment(alignment: str | None, clip: str, dim: int) -> tuple[LinearAl
     """
     if alignment is None:
         return LinearAlignment.identity(dim), None
-    folder = Path(alignment).expanduser()
+    folder = fetched(alignment, "--alignment")
     card = read_json(folder / "alignment.json", f"--alignment {alignment} (make it with fit-alignment)")
     if card.get("clip") != clip:
         raise UserError(

@@ -27,7 +27,7 @@ from typing import IO, Any, cast
 from recap_ray import __version__
 from recap_ray.errors import UserError
 from recap_ray.heartbeat import heartbeat, settle, wait_for_silence
-from recap_ray.storage import commit, is_remote, make_folder, names_in, stamp_of, storage_path
+from recap_ray.storage import commit, is_remote, local_copy, make_folder, names_in, stamp_of, storage_path
 
 # What a job commits first; a folder without any of it holds no work.
 RESULTS = (
@@ -198,10 +198,11 @@ def share_file(source: Path, target: Path) -> None:
     """
 
     def write(temporary: Path) -> None:
+        here = local_copy(source)
         try:
-            os.link(source, temporary)
+            os.link(here, temporary)
         except OSError:
-            shutil.copyfile(source, temporary)
+            shutil.copyfile(here, temporary)
 
     commit(target, write)
 

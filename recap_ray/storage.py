@@ -114,11 +114,38 @@ def names_in(folder: Path, prefix: str = "", suffix: str = "") -> list[str]:
     return sorted(name for name in found if name.startswith(prefix) and name.endswith(suffix))
 
 
+def sizes_in(folder: Path) -> dict[str, int]:
+    """The bytes of the files in a folder by their names, by one listing."""
+    if is_remote(folder):
+        return {about["name"].rsplit("/", 1)[-1]: about["size"] for about in _fs(folder).ls(_key(folder), detail=True)}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def fetched(text: str, flag: str) -> Path:
+    """A folder or file that must be a local one for who reads it (models): itself, or a copy on this machine.
+
+    Raises UserError, which begins with `flag`, for a URL that leads nowhere.
+    """
+    path = storage_path(text, flag)
+    if not is_remote(path):
+        return path.resolve()
+    try:
+        return local_copy(path)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {text} does not exist") from None
+
+
 def local_copy(path: Path) -> Path:
-    """The path itself if it is local, else a copy of the file or folder on this machine, fetched once."""
+    """The path itself if it is local, else a copy of the file or folder on this machine, fetched once.
+
+    Raises FileNotFoundError.
+    """
     if not is_remote(path):
         return path
     files = _fs(path).find(_key(path), detail=True)
+    if not files:
+        raise FileNotFoundError(str(path))
     stamp = hashlib.sha256(repr([(name, stamp_of(about)) for name, about in sorted(files.items())]).encode())
     target = cache_folder() / stamp.hexdigest()[:16] / path.name
     if not target.exists():

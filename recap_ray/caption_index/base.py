@@ -15,6 +15,7 @@ from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import GIVEN, captions_path, take_over_shard
 from recap_ray.errors import UserError, first_line
 from recap_ray.runs import read_json, share_file
+from recap_ray.storage import local_copy
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class IndexBase:
         for number in range(len(self.shard_rows)):
             path = captions_path(self.folder, number)
             try:
-                for batch in pq.ParquetFile(path).iter_batches(columns=["caption"]):
+                for batch in pq.ParquetFile(local_copy(path)).iter_batches(columns=["caption"]):
                     yield batch.column(0).to_pylist()
             except (pa.ArrowException, OSError) as error:
                 raise UserError(

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap_ray.runs import digest_of, file_stamp
-from recap_ray.storage import cache_folder, commit
+from recap_ray.storage import cache_folder, commit, local_copy
 
 # Of the columns of a shard, what retrieving needs. Large strings, so that a shard is one chunk whatever its size.
 COLUMNS = pa.schema([("id", pa.int64()), ("caption", pa.large_string())])
@@ -21,7 +21,7 @@ COLUMNS = pa.schema([("id", pa.int64()), ("caption", pa.large_string())])
 
 def read_captions(path: Path) -> pa.Table:
     """The columns `id` and `caption` of a Parquet file, one chunk each, in memory."""
-    return pq.read_table(path, columns=COLUMNS.names).cast(COLUMNS).combine_chunks()
+    return pq.read_table(local_copy(path), columns=COLUMNS.names).cast(COLUMNS).combine_chunks()
 
 
 def map_captions(path: Path) -> pa.Table:

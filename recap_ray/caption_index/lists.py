@@ -22,7 +22,7 @@ import numpy as np
 from recap_ray.caption_index.layout import FLAT, IVF, IVFPQ, POINTS_A_LIST, Layout, code_bytes
 from recap_ray.caption_index.recall import draw_queries
 from recap_ray.caption_index.shard import faiss, read_vectors, save_vectors, vectors_path
-from recap_ray.storage import commit
+from recap_ray.storage import commit, local_copy
 
 SEED = 0
 
@@ -39,12 +39,17 @@ def queries_path(folder: Path) -> Path:
 
 def read_queries(folder: Path) -> np.ndarray:
     """The queries (n, d) that recall is measured with."""
-    return np.load(queries_path(folder), allow_pickle=False)
+    return np.load(local_copy(queries_path(folder)), allow_pickle=False)
+
+
+def read_trained(folder: Path) -> Any:
+    """The empty index of what all shards have in common; RuntimeError for a damaged file."""
+    return faiss.read_index(str(local_copy(trained_path(folder))))
 
 
 def read_centroids(folder: Path) -> np.ndarray:
     """The centroids (nlist, d)."""
-    trained: Any = faiss.read_index(str(trained_path(folder)))
+    trained = read_trained(folder)
     return centroids_of(trained).reconstruct_n(0, trained.nlist)
 
 
@@ -65,7 +70,7 @@ def layout_of(index: Any) -> Layout:
 
 def read_layout(folder: Path) -> Layout:
     """What the index in `folder` was trained for."""
-    return layout_of(faiss.read_index(str(trained_path(folder))))
+    return layout_of(read_trained(folder))
 
 
 def centroids_of(trained: Any) -> Any:
@@ -91,7 +96,7 @@ def train_lists(folder: Path, shard_rows: list[int], layout: Layout, threads: in
 def shard_into_lists(folder: Path, number: int) -> None:
     """Replaces the flat FAISS file of a shard by one of lists; the shard keeps its rows and ids."""
     vectors, ids = read_vectors(vectors_path(folder, number))
-    lists: Any = faiss.read_index(str(trained_path(folder)))
+    lists = read_trained(folder)
     index = faiss.IndexRefineFlat(lists) if isinstance(lists, faiss.IndexIVFPQ) else lists
     numbered = faiss.IndexIDMap(index)
     numbered.add_with_ids(vectors.reconstruct_n(0, vectors.ntotal), ids)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from recap_ray.caption_index.lists import centroids_of, lists_of, trained_path
+from recap_ray.caption_index.lists import centroids_of, lists_of, read_trained
 from recap_ray.caption_index.merge import Candidates, merge_top_k
 from recap_ray.caption_index.shard import IndexShard, faiss
 from recap_ray.errors import UserError
@@ -75,7 +74,7 @@ class ByLists(Nearest):
     def __init__(self, folder: Path, shards: Sequence[IndexShard], nprobe: int, rescored: int):
         self.shards, self.rescored = list(shards), rescored
         try:
-            trained: Any = faiss.read_index(str(trained_path(folder)))
+            trained = read_trained(folder)
         except RuntimeError as error:
             raise UserError(f"--index {folder}: trained.faiss could not be opened ({error}); build it again") from None
         self.trained, self.centroids = trained, centroids_of(trained)

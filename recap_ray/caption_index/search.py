@@ -18,6 +18,7 @@ from recap_ray.caption_index.nearest import ByLists, FlatByFaiss, Nearest
 from recap_ray.caption_index.shard import IndexShard, captions_path, vectors_path
 from recap_ray.errors import UserError
 from recap_ray.runs import read_json
+from recap_ray.storage import names_in, sizes_in, storage_path
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class IndexCard:
     def of(cls, index: str, clip: str, dim: int, flag: str = "--index") -> IndexCard:
         """Reads `index.json`; raises UserError if the folder holds no finished index, lacks a file, or was built
         with a CLIP of another identity or dimension. The message begins with `flag`."""
-        folder = Path(index).expanduser().resolve()
+        folder = storage_path(index, flag)
         content = read_json(folder / "index.json", f"{flag} {index} (build it with build-index)")
         try:
             named: dict[str, Any] = {name: content[name] for name in ("clip", "dim", "rows", "shards", "fingerprint")}
@@ -61,8 +62,9 @@ class IndexCard:
             )
         if card.dim != dim:
             raise UserError(f"{flag} {index} has {card.dim} dimensions, but the CLIP {clip} has {dim}")
-        if missing := next((file for file in card.files() if not file.is_file()), None):
-            raise UserError(f"{flag} {index} lacks {missing.name}: build the index again")
+        there = set(names_in(folder))
+        if missing := next((file.name for file in card.files() if file.name not in there), None):
+            raise UserError(f"{flag} {index} lacks {missing}: build the index again")
         return card
 
     def files(self) -> list[Path]:
@@ -70,6 +72,11 @@ class IndexCard:
         common = [] if self.type == FLAT else [trained_path(self.folder), queries_path(self.folder)]
         shards = [path(self.folder, n) for n in range(self.shards) for path in (vectors_path, captions_path)]
         return [*common, *shards]
+
+    def file_bytes(self) -> int:
+        """What they take on disk, told by one listing."""
+        sizes = sizes_in(self.folder)
+        return sum(sizes[file.name] for file in self.files())
 
     @property
     def searched_bytes(self) -> int:

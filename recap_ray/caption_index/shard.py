@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from recap_ray.caption_index.captions import map_captions, read_captions
 from recap_ray.errors import MissingExtra, UserError
 from recap_ray.runs import share_file
-from recap_ray.storage import commit
+from recap_ray.storage import commit, local_copy
 
 try:
     import faiss
@@ -108,7 +108,7 @@ class IndexShard:
 def read_vectors(path: Path, mapped: bool = False) -> tuple[Any, np.ndarray]:
     """The FAISS index of a shard's rows, and their ids (n,) int64. RuntimeError for a damaged file."""
     # IO_FLAG_MMAP, the older flag, maps inverted lists, but reads a flat index into memory.
-    numbered: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    numbered: Any = faiss.read_index(str(local_copy(path)), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     ids = faiss.vector_to_array(numbered.id_map)
     faiss.Int64Vector().swap(numbered.id_map)  # frees what FAISS holds of them
     vectors: Any = faiss.downcast_index(numbered.index)

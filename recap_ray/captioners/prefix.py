@@ -7,7 +7,6 @@ Nukrai, Mokady, Globerson, "Text-Only Training for Image Captioning using Noise-
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from recap_ray.models.language_model import LanguageModel, check_language_model
 from recap_ray.models.prefix_mapper import prefixes
 from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import StageClock
+from recap_ray.storage import storage_path
 from recap_ray.vectors import scaled_to_unit_length
 
 
@@ -31,7 +31,7 @@ class ClipCap(ClipCaptioner):
         super().__init__(settings)
         settings = self.settings
         assert settings.decoder
-        self.folder = str(Path(settings.decoder).expanduser().resolve())
+        self.folder = str(storage_path(settings.decoder, "--decoder"))
         self.card = DecoderCard.of(settings.decoder, settings.method, self.clip_card.identity, self.clip_card.embed_dim)
         self.decoder_identity = decoder_identity(settings.decoder)
         check_language_model(self.folder, self.decoding, self.card.mapper)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from recap_ray.models.blocks import fill_rows
 from recap_ray.models.clip_text import TextEncoder
 from recap_ray.models.clip_tower import to_device
 from recap_ray.models.device import Compute, load_errors
-from recap_ray.models.names import CLIP_ALIASES, folder_identity
+from recap_ray.models.names import CLIP_ALIASES, clip_path, folder_identity
 from recap_ray.runs import read_json
+from recap_ray.storage import fetched, is_remote
 
 # Pictures in one forward pass. ViT-B/32 on each of two busy Zen 4 cores: 13.9 pictures/s in batches of 32, 11 to 13 in
 # smaller and larger ones. For a GPU 256 is a guess: none was at hand.
@@ -49,21 +49,22 @@ class ClipCard:
         """The card of a model by its name; raises UserError if it is not known or its configuration is damaged."""
         name = CLIP_ALIASES.get(name, name)
         if name.startswith("local-dir:"):
-            return cls._of_folder(Path(name.removeprefix("local-dir:")))
+            return cls._of_folder(name.removeprefix("local-dir:"))
         if name.startswith("hf-hub:"):
             with load_errors("--clip", name):
                 return cls._of_config(_get_hf_config(name.removeprefix("hf-hub:")), name, identity=name)
         return cls._of_built_in(name)
 
     @classmethod
-    def _of_folder(cls, folder: Path) -> ClipCard:
-        folder = folder.expanduser().resolve()
+    def _of_folder(cls, name: str) -> ClipCard:
+        folder = fetched(name, "--clip local-dir:")
         if not folder.is_dir():
             raise UserError(f"--clip local-dir:{folder} does not exist: expected a folder with open_clip_config.json")
         config = read_json(folder / "open_clip_config.json", "--clip")
         if not any(folder.glob("*.safetensors")):  # open_clip would also take a pickle, or none and run at random
             raise UserError(f"--clip local-dir:{folder} could not be loaded: it holds no weights as .safetensors")
-        return cls._of_config(config, f"local-dir:{folder}", identity=f"local-dir:{folder_identity(folder)}")
+        where = name if is_remote(name) else folder
+        return cls._of_config(config, f"local-dir:{where}", identity=f"local-dir:{folder_identity(folder)}")
 
     @classmethod
     def _of_config(cls, config: dict[str, Any], name: str, identity: str) -> ClipCard:
@@ -124,16 +125,17 @@ class ClipEncoder:
 
     def __init__(self, card: ClipCard, compute: Compute = Compute()):
         device, dtype = compute.choose_device(), compute.choose_dtype(on_gpu=GPU_DTYPE)
-        with load_errors("--clip", card.model_name):
+        name = clip_path(card.model_name)
+        with load_errors("--clip", name):
             model = open_clip.create_model(
-                card.model_name,
+                name,
                 pretrained=card.weights,
-                precision=open_clip_precision(card.model_name, dtype),
+                precision=open_clip_precision(name, dtype),
                 force_quick_gelu=card.quick_gelu,
                 device=device,
                 require_pretrained=True,
             )
-            tokenizer = open_clip.get_tokenizer(card.model_name)
+            tokenizer = open_clip.get_tokenizer(name)
         self._hold(model, tokenizer, card, device, dtype)
 
     @classmethod

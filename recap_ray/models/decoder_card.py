@@ -21,6 +21,7 @@ from recap_ray.errors import UserError, first_line
 from recap_ray.models.names import folder_identity
 from recap_ray.models.prefix_mapper import MAPPERS, MapperShape
 from recap_ray.runs import read_json, write_json
+from recap_ray.storage import fetched
 
 CARD, MAPPER_WEIGHTS = "decoder.json", "mapper.safetensors"
 
@@ -43,7 +44,7 @@ class DecoderCard:
     @classmethod
     def of(cls, decoder: str, method: str, clip: str, dim: int) -> DecoderCard:
         """The card of a folder; raises UserError if it is no whole decoder, or made for another method or CLIP."""
-        folder = Path(decoder).expanduser()
+        folder = fetched(decoder, "--decoder")
         content = read_json(folder / CARD, f"--decoder {decoder} (make it with train-decoder or import-decoder)")
         try:
             shape = MapperShape(**content["mapper"]) if content["mapper"] else None
@@ -71,7 +72,7 @@ class DecoderCard:
         assert self.mapper
         try:
             mapper = self.mapper.build()
-            mapper.load_state_dict(safetensors.torch.load_file(Path(decoder).expanduser() / MAPPER_WEIGHTS))
+            mapper.load_state_dict(safetensors.torch.load_file(fetched(decoder, "--decoder") / MAPPER_WEIGHTS))
         except Exception as error:  # safetensors raises its own kinds
             raise UserError(
                 f"--decoder {decoder}: {MAPPER_WEIGHTS} could not be loaded ({first_line(error)}); make it again"
@@ -81,4 +82,4 @@ class DecoderCard:
 
 def decoder_identity(decoder: str) -> str:
     """Equal for equal decoders, wherever they lie."""
-    return folder_identity(Path(decoder).expanduser().resolve())
+    return folder_identity(fetched(decoder, "--decoder"))

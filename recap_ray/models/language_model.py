@@ -19,7 +19,7 @@ from recap_ray.errors import UserError
 from recap_ray.models.blocks import FEWEST_ROWS, LANES, rows_for
 from recap_ray.models.decoder import Decoder, Prompts, can_be_captured, check_driven
 from recap_ray.models.device import Compute, load_errors
-from recap_ray.models.names import LANGUAGE_MODEL_ALIASES, folder_identity
+from recap_ray.models.names import folder_identity, language_model_path
 from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.models.search import Decoding, search
 from recap_ray.models.slot_cache import IMPLEMENTATION
@@ -36,7 +36,7 @@ SHARE_OF_FREE_MEMORY = 0.15  # see caption_index/nearest.py
 
 def language_model_identity(name: str) -> str:
     """Equal for equal models: a folder by the digest of its files, anything else by its name on the hub."""
-    folder = Path(LANGUAGE_MODEL_ALIASES.get(name, name)).expanduser()
+    folder = Path(language_model_path(name)).expanduser()
     return folder_identity(folder.resolve()) if folder.is_dir() else name
 
 
@@ -48,7 +48,7 @@ def check_language_model(name: str, decoding: Decoding, prefix: MapperShape | No
     """
     flag = "--decoder" if prefix else "--language-model"
     with load_errors(flag, name):
-        config = AutoConfig.from_pretrained(LANGUAGE_MODEL_ALIASES.get(name, name), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(language_model_path(name, flag), trust_remote_code=False)
     text = config.get_text_config()
     if prefix and prefix.width != text.hidden_size:
         raise UserError(
@@ -74,7 +74,7 @@ class LanguageModel:
     """A loaded language model with its tokenizer; `flag` is what named it, for the message if it cannot be loaded."""
 
     def __init__(self, name: str, compute: Compute = Compute(), flag: str = "--language-model"):
-        path = LANGUAGE_MODEL_ALIASES.get(name, name)
+        path = language_model_path(name, flag)
         disable_progress_bar()  # an actor's bar would be noise in the driver's log
         with load_errors(flag, name):
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)

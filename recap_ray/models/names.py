@@ -7,11 +7,24 @@ from pathlib import Path
 
 from recap_ray.demo import TINY_CLIP, TINY_LANGUAGE_MODEL
 from recap_ray.runs import digest_of, file_digest
+from recap_ray.storage import fetched, is_remote
 
 CLIP_ALIASES = {"tiny": f"local-dir:{TINY_CLIP}"}
 LANGUAGE_MODEL_ALIASES = {"tiny": str(TINY_LANGUAGE_MODEL)}
 
 OF_THE_RUN = ("run.json", "summary.json")  # what a job keeps beside a model that it made
+
+
+def language_model_path(name: str, flag: str = "--language-model") -> str:
+    """What transformers can load: a name on its hub, or a folder on this machine, for a URL a copy."""
+    name = LANGUAGE_MODEL_ALIASES.get(name, name)
+    return str(fetched(name, flag)) if is_remote(name) else name
+
+
+def clip_path(name: str) -> str:
+    """The same for open_clip, whose folders begin with local-dir."""
+    folder = name.removeprefix("local-dir:")
+    return f"local-dir:{fetched(folder, '--clip')}" if folder != name else name
 
 
 @cache

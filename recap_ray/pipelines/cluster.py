@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from recap_ray.errors import UserError
 from recap_ray.settings import RaySettings
+from recap_ray.storage import storage_options, use_storage_options
 
 # Small shares, so that a node that lost its neighbours still has room for the stages that read and write.
 CPU_SHARE = 0.25
@@ -89,6 +91,7 @@ class ModelActors:
             "batch_size": None,
             "num_cpus": CPU_SHARE,
             "num_gpus": self.gpu_share,
+            "fn_constructor_kwargs": {"options": storage_options()},
             "compute": ActorPoolStrategy(min_size=self.least, max_size=self.most),
             **ACTOR_RETRIES,
         }
@@ -138,7 +141,8 @@ class ModelActor(ABC):
     Ray tells the driver of a constructor's error as text alone, after starting the actor again several times.
     """
 
-    def __init__(self, *arguments: Any):
+    def __init__(self, *arguments: Any, options: Mapping[str, Any]):
+        use_storage_options(json.dumps(options))  # models may lie on a store
         self.mistake: UserError | None = None
         try:
             self.load(*arguments)

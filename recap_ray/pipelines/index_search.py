@@ -49,7 +49,7 @@ def choose_search(card: IndexCard, actors: int, memories: list[float]) -> tuple[
     """How so many actors, evenly on nodes of so many bytes of memory each, search an index; and why."""
     least = min(memories)
     copies = -(-actors // len(memories))
-    files, searched = sum(file.stat().st_size for file in card.files()), card.searched_bytes
+    files, searched = card.file_bytes(), card.searched_bytes
     if copies * files <= WHOLE_SHARE * least:
         return "whole", f"{copies} copies of {_gib(files)} in a node's {_gib(least)}"
     if searched <= MAPPED_SHARE * least:

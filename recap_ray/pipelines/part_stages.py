@@ -19,6 +19,7 @@ from recap_ray.inputs.finding import Container
 from recap_ray.inputs.planning import plan_container
 from recap_ray.parts import Part
 from recap_ray.pipelines.guard import STOPPED, failed, guarded
+from recap_ray.pipelines.part_metrics import count_part
 from recap_ray.runs import Run, write_json
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
 from recap_ray.stage_times import StageClock
@@ -91,4 +92,5 @@ class PartWriter:
             # The report first: every part that is there has one, whenever we are killed.
             write_json(self.run.folder / "reports" / f"{name}.json", report)
             commit(self.run.folder / "captions" / f"{name}.parquet", lambda path: pq.write_table(rows, path))
+        count_part(len(rows), errors, clock.seconds)
         return pa.table({"part": [name], "rows": [len(rows)], "errors": [errors.total()], "times": [clock.carried()]})

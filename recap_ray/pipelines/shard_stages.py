@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from recap_ray.caption_index.captions import read_captions
 from recap_ray.caption_index.lists import read_queries, shard_into_lists, stored_vectors
 from recap_ray.caption_index.recall import K
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
@@ -27,7 +27,7 @@ class CaptionReader:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The shard's rows: shard, id, caption."""
         number = int(batch["shard"][0])
-        table = pq.read_table(captions_path(self.folder, number))
+        table = read_captions(captions_path(self.folder, number))
         ids, captions = table["id"].to_numpy(), table["caption"].to_numpy()
         return {"shard": np.full(len(ids), number), "id": ids, "caption": captions}
 

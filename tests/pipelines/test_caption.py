@@ -1,10 +1,14 @@
 import io
 import json
+import re
+import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from recap_ray.errors import UserError
@@ -161,3 +165,16 @@ def test_bad_images_become_rows_with_errors_and_odd_ones_are_captioned(built, tm
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["errors"] == {"truncated": 1, "empty": 1, "not_an_image": 1}
     assert caption(built.caption_settings(tmp_path / "out", images=str(images), part_rows=1, max_error_rate=0.5)) == 0
+
+
+def test_rays_metrics_port_counts_what_was_written(finished):
+    """Until Ray's agent has collected it, which takes it some seconds."""
+    node, deadline, found = ray.nodes()[0], time.monotonic() + 90, {}
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    while found.get("images", 0) < 60 and time.monotonic() < deadline:
+        time.sleep(1)
+        lines = urllib.request.urlopen(url, timeout=10).read().decode().splitlines()
+        counts = [re.match(r"ray_recap_ray_(images|captions)_total\{.*\} (\S+)$", line) for line in lines]
+        found = {name: sum(float(m[2]) for m in counts if m and m[1] == name) for name in ("images", "captions")}
+    assert found["images"] >= found["captions"] >= 60
+    assert any("ray_recap_ray_stage_seconds_count{" in line and 'stage="generate"' in line for line in lines)
