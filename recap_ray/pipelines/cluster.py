@@ -56,6 +56,9 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
+                # As many as work at once, for the stages take shares of a CPU: by default Ray keeps one a CPU for the
+                # next stage or job, which the others would begin with seconds of importing torch.
+                _system_config={"num_workers_soft_limit": int((settings.num_cpus or os.cpu_count() or 1) / CPU_SHARE)},
                 runtime_env={"worker_process_setup_hook": "recap_ray.pipelines.quiet.hush"} if training else None,
                 **common,
             )
