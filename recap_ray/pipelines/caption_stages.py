@@ -16,7 +16,7 @@ from recap_ray.parts import Part
 from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage
 from recap_ray.pipelines.guard import guarded
 from recap_ray.pipelines.loading import ImageLoader
-from recap_ray.pipelines.part_stages import ContainerPlanner, PartReader, PartWriter, part_items
+from recap_ray.pipelines.part_stages import ContainerPlanner, PartReader, PartWriter, container_item, part_items
 from recap_ray.runs import Run
 from recap_ray.schema import CAPTION_SCHEMA, CAPTIONER_COLUMNS
 from recap_ray.stage_times import StageClock
@@ -24,6 +24,8 @@ from recap_ray.storage import storage_options
 
 if TYPE_CHECKING:  # what a captioner needs is loaded with it, by the actors alone
     from recap_ray.captioners.base import Captioner
+
+PARTS_A_BLOCK = 1000
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,18 @@ class CaptionStages:
         )
 
     def _parts(self, parts: list[Part], containers: list[Container]) -> ray.data.Dataset:
-        """One row and one block a part."""
-        chains = []
-        if parts:
-            chains.append(ray.data.from_items(part_items(parts), override_num_blocks=len(parts)))
-        if containers:
-            items = [{"path": str(c.path), "bytes": c.bytes, "stamp": c.stamp} for c in containers]
-            planner = ContainerPlanner(self.plans, self.part_rows, storage_options())
-            chains.append(
-                ray.data.from_items(items, override_num_blocks=len(items))
-                .map_batches(planner, batch_format="numpy", **light_stage())
-                .repartition(target_num_rows_per_block=1)
-            )
-        return chains[0].union(*chains[1:]) if len(chains) > 1 else chains[0]
+        """One row and one block a part.
+
+        Parts that are known go in many to a block, and are taken apart on the way: what the driver holds of a billion
+        images is then a list of names.
+        """
+        known = [part_items(parts[i : i + PARTS_A_BLOCK]) for i in range(0, len(parts), PARTS_A_BLOCK)]
+        planner = ContainerPlanner(self.plans, self.part_rows, storage_options())
+        return (
+            ray.data.from_arrow(known + [container_item(container) for container in containers])
+            .map_batches(planner, batch_format="pyarrow", **light_stage())
+            .repartition(target_num_rows_per_block=1)
+        )
 
 
 class CaptionActor(ModelActor):

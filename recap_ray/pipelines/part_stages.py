@@ -7,11 +7,11 @@ instead of seven.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -28,30 +28,41 @@ from recap_ray.storage import commit, storage_path
 STOP_FILE = ".stop"  # where it lies in the run's folder no more parts are begun
 
 
-def part_items(parts: list[Part]) -> list[dict[str, Any]]:
+ITEM_SCHEMA = pa.schema(
+    [
+        ("part", pa.string()), ("plan", pa.string()), ("row_group", pa.int64()), ("rows", pa.int64()),
+        ("path", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()),
+    ]
+)  # fmt: skip
+
+
+def part_items(parts: Iterable[Part]) -> pa.Table:
     """Parts as rows, to begin a chain with."""
-    return [{"part": part.name, "plan": part.plan, "row_group": part.row_group, "rows": part.rows} for part in parts]
+    rows = [{"part": part.name, "plan": part.plan, "row_group": part.row_group, "rows": part.rows} for part in parts]
+    return pa.Table.from_pylist(rows, ITEM_SCHEMA)
+
+
+def container_item(container: Container) -> pa.Table:
+    """A container as a row, which becomes its parts."""
+    row = {"path": str(container.path), "bytes": container.bytes, "stamp": container.stamp}
+    return pa.Table.from_pylist([row], ITEM_SCHEMA)
 
 
 @dataclass(frozen=True)
 class ContainerPlanner:
-    """Plans a tar or Parquet file."""
+    """Plans a tar or Parquet file; lets parts that are known go by."""
 
     folder: Path  # of plans
     part_rows: int
     options: dict[str, Any]  # of storage_path
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The rows of the container's parts; none where it holds no image."""
-        path = storage_path(batch["path"][0], "--images", self.options)
-        container = Container(path, int(batch["bytes"][0]), batch["stamp"][0])
-        parts = list(plan_container(self.folder, container, self.part_rows).parts())
-        return {
-            "part": np.array([part.name for part in parts], object),
-            "plan": np.array([part.plan for part in parts], object),
-            "row_group": np.array([part.row_group for part in parts], np.int64),
-            "rows": np.array([part.rows for part in parts], np.int64),
-        }
+    def __call__(self, items: pa.Table) -> pa.Table:
+        """The container's parts; none where it holds no image."""
+        first = items.slice(0, 1).to_pylist()[0]
+        if first["path"] is None:
+            return items
+        container = Container(storage_path(first["path"], "--images", self.options), first["bytes"], first["stamp"])
+        return part_items(plan_container(self.folder, container, self.part_rows).parts())
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def embed_examples(
     parts: list[Part], card: ClipCard, compute: Compute, limits: ImageLimits, of_images: bool, folder: Path
 ) -> ray.data.Dataset:
     """Embeds the rows of parts, images or captions; a row of report a part: rows, errors."""
-    chain = ray.data.from_items(part_items(parts), override_num_blocks=len(parts))
+    chain = ray.data.from_arrow([part_items([part]) for part in parts])
     chain = chain.map_batches(PartReader(folder.with_name("plan")), batch_format="numpy", **light_stage())
     if of_images:
         loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
