@@ -96,16 +96,15 @@ def read_parquet(
     path: Path, places: Sequence[tuple[str, str]], max_bytes: int
 ) -> Iterator[tuple[bytes | ImageError, str]]:
     """The bytes and the caption of each pair of places, `row=N&column=NAME`; rows rising, as in a plan."""
-    rows = [int(image.removeprefix("row=").partition("&")[0]) for image, _ in places]
+    rows = np.array([int(image.removeprefix("row=").partition("&")[0]) for image, _ in places])
     images = places[0][0].partition("&column=")[2]
     text = next((text.partition("&column=")[2] for _, text in places if text), "")
     with path.open("rb") as stream:
         file = pq.ParquetFile(stream)
         starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
-        for group in range(file.num_row_groups):
-            wanted = np.array([row - starts[group] for row in rows if starts[group] <= row < starts[group + 1]])
-            if len(wanted):
-                yield from _read_group(file, group, wanted, images, text, max_bytes)
+        groups = np.searchsorted(starts, rows, side="right") - 1
+        for group in np.unique(groups).tolist():
+            yield from _read_group(file, group, rows[groups == group] - starts[group], images, text, max_bytes)
 
 
 def _read_group(
@@ -113,10 +112,11 @@ def _read_group(
 ) -> Iterator[tuple[bytes | ImageError, str]]:
     first = 0
     for batch in file.iter_batches(READ_ROWS, [group], [name for name in (images, text) if name]):
-        for i in wanted[(wanted >= first) & (wanted < first + len(batch))] - first:
-            data = batch[images.partition(".")[0]][i].as_py()
+        column, captions = batch[images.partition(".")[0]], batch[text] if text else None
+        for i in (wanted[(wanted >= first) & (wanted < first + len(batch))] - first).tolist():
+            data = column[i].as_py()
             data = data["bytes"] if isinstance(data, dict) else data
-            caption = batch[text][i].as_py() if text else None
+            caption = captions[i].as_py() if captions is not None else None
             yield _checked(data, max_bytes), str(caption or "").strip()
         first += len(batch)
         if first > wanted[-1]:

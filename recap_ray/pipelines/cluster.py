@@ -30,6 +30,11 @@ ACTORS_A_GPU = 2
 # retry for ever.
 ACTOR_RETRIES = {"max_restarts": 2, "max_task_retries": 1}
 
+# Ray ends workers that were idle for a second where there are more of them than CPUs, as small shares of CPUs allow.
+# The next part then meets a process that has to load torch first, some 3 s of a core: of 113 parts on two busy cores
+# 50 did. Nodes of a cluster are told the same where they are started (cluster.yaml, deploy/).
+IDLE_WORKERS_KEPT_MS = 60_000
+
 
 @contextmanager
 def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]:
@@ -42,6 +47,7 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
         # Every worker compiles torch anew where bytecode is not kept.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKERS_KEPT_MS))
         common = {"logging_level": logging.ERROR, "log_to_driver": True}
         if address := os.environ.get("RAY_ADDRESS"):
             try:

@@ -8,7 +8,7 @@ import pytest
 
 from recap_ray.errors import ImageError
 from recap_ray.inputs.reading import ImageReader
-from recap_ray.inputs.tars import index_tar
+from recap_ray.inputs.tars import _Header, index_tar
 
 LONG = "a-folder/" + 30 * "long-name/" + "x"
 
@@ -123,3 +123,41 @@ def test_members_are_read_up_to_the_limit_and_a_tar_that_is_gone_is_told(tmp_pat
     path.unlink()
     with pytest.raises(ImageError, match="unreadable: No such file"):
         ImageReader(10).read(row.source)
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_headers_are_read_as_tarfile_reads_them(tmp_path, format):
+    path = tmp_path / "a.tar"
+    names = [
+        "a.jpg",
+        "n" * 96 + ".jpg",
+        28 * "deep/" + 40 * "m" + ".jpg",
+        "ünï/cødé.png",
+        "folder/",
+        "link.jpg",
+        "0.txt",
+    ]
+    with tarfile.open(path, "w", format=format) as tar:
+        for size, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = size if not name.endswith("/") else 0
+            member.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            if name.startswith("link"):
+                member.type, member.linkname, member.size = tarfile.SYMTYPE, "a.jpg", 0
+            tar.addfile(member, io.BytesIO(b"x" * member.size))
+        old = tarfile.TarInfo("old.gif")  # as tar wrote before there was a standard
+        old.type, old.size = tarfile.AREGTYPE, 3
+        tar.addfile(old, io.BytesIO(b"old"))
+    with tarfile.open(path) as ours, tarfile.open(path) as theirs:
+        ours.tarinfo = _Header
+        found, expected = ours.getmembers(), theirs.getmembers()
+    fields = ("name", "size", "type", "offset", "offset_data")
+    assert [[getattr(m, f) for f in fields] for m in found] == [[getattr(m, f) for f in fields] for m in expected]
+
+
+def test_a_header_with_a_wrong_sum_is_no_header(tmp_path):
+    header = bytearray(tarfile.TarInfo("a.jpg").tobuf())
+    assert _Header.frombuf(bytes(header), "utf-8", "strict").name == "a.jpg"
+    header[0] += 1
+    with pytest.raises(tarfile.HeaderError):
+        _Header.frombuf(bytes(header), "utf-8", "strict")

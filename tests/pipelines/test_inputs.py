@@ -1,6 +1,5 @@
 """Tars, Parquet and folders, on disk and in a store, through the real stages with stand-ins for the models."""
 
-import builtins
 import io
 import json
 import tarfile
@@ -23,6 +22,7 @@ from recap_ray.settings import CaptionSettings, VerifySettings
 from recap_ray.storage import commit, names_in, storage_path
 from tests.conftest import RAY_LIMITS
 from tests.fakes import ENDLESS, POISON, FakeCaptioner, decode_a_byte
+from tests.opens import opens_in
 
 
 @pytest.fixture(params=["disk", "store"])
@@ -192,23 +192,23 @@ def test_a_run_is_stopped_between_parts_and_goes_on(tmp_path, ray_running, monke
     assert run(settings) == 0 and verified(settings) == 0
 
 
-def test_finding_what_is_left_opens_no_input(tmp_path, ray_running, monkeypatch):
-    for i in range(3):
+def test_with_three_tars_added_only_those_are_opened_and_without_any_none(tmp_path, ray_running):
+    for i in range(4):
         write_tar(tmp_path / "tars" / f"{i}.tar", range(25 * i, 25 * i + 25))
     settings = settings_of(tmp_path)
-    assert run(settings) == 0
-    opened = []
-    real = io.open
-
-    def noting(file, *arguments, **named):
-        opened.append(str(file))
-        return real(file, *arguments, **named)
-
-    monkeypatch.setattr(builtins, "open", noting)
-    monkeypatch.setattr(io, "open", noting)
-    assert run(settings) == 0
-    assert not [name for name in opened if name.endswith((".tar", ".parquet"))]
-    assert any(name.endswith("run.json") for name in opened) or opened
+    with opens_in(tmp_path / "tars") as opened:
+        assert run(settings) == 0
+    assert opened == {f"{i}.tar" for i in range(4)}  # by workers: these are seen
+    for i in range(4, 7):
+        write_tar(tmp_path / "tars" / f"{i}.tar", range(25 * i, 25 * i + 25))
+    with opens_in(tmp_path / "tars") as opened:
+        assert run(settings) == 0
+    assert opened == {f"{i}.tar" for i in range(4, 7)}
+    out = tmp_path / "out"
+    with opens_in(tmp_path / "tars") as opened, opens_in(out / "plan") as plans, opens_in(out / "captions") as parts:
+        assert run(settings) == 0
+    assert not opened | plans | parts
+    assert len(rows_in(tmp_path)) == 175
 
 
 def test_a_picture_that_never_ends_costs_one_row(tmp_path, ray_running, monkeypatch):
