@@ -38,6 +38,7 @@ BOTTOM = {
     "s3",
     "vectors",
     "parts",
+    "packs",
     "runs",
     "outputs",
     "schema",
