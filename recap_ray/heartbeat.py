@@ -65,7 +65,7 @@ def wait_for_silence(read: Callable[[], Beat | None], where: str) -> None:
     before = read()
     if before is None or before["driver"] == ME or _age(before) > LONG_AGO_S:
         return
-    print(f"--output {where}: looking for {SILENCE_S:.0f} s whether {before['driver']} is still at work", flush=True)
+    print(f"{where}: looking for {SILENCE_S:.0f} s whether {before['driver']} is still at work", flush=True)
     deadline = time.monotonic() + SILENCE_S
     while time.monotonic() < deadline:
         time.sleep(BEAT_S / 5)
@@ -90,6 +90,4 @@ def _age(beat: Beat) -> float:
 
 
 def _refuse(where: str, beat: Beat) -> None:
-    raise UserError(
-        f"--output {where}: another recap-ray is at work on it ({beat['driver']}); wait for it, or stop it first"
-    )
+    raise UserError(f"{where}: another recap-ray is at work on it ({beat['driver']}); wait for it, or stop it first")

@@ -10,6 +10,15 @@ A plan is of one tar or Parquet file, or of the image files that no plan held be
 made of, so two workers that do the same part (a retry, or one that outlived its driver) write the same file, and new
 input never moves what is finished to another part. What there is to do is told by the names in two folders: one
 listing each, nothing is opened.
+
+`compact` merges finished parts into packs (packs.py):
+
+    O/captions/pack-<id>.parquet    a row group a part
+    O/packs/pack-<id>.json          its record: which parts
+
+A pack counts from the moment its record is there, and from then on a part that a record names does not. So every row
+counts once at every moment, whatever was killed. Whoever looks for parts or for their rows asks `finished_parts` or
+`part_files`: a listing of each folder, and one small record a pack.
 """
 
 from __future__ import annotations
@@ -25,7 +34,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap_ray.storage import commit, names_in
+from recap_ray.runs import read_json
+from recap_ray.storage import ask_for_each, commit, names_in
 
 PLAN_NAME = re.compile(r"plan-([0-9a-z-]+)-(\d+)x(\d+)\.parquet")
 
@@ -116,6 +126,51 @@ def plan_once(folder: Path, table: pa.Table, part_rows: int) -> list[Part]:
     return parts_of(plans)
 
 
+@dataclass(frozen=True)
+class Pack:
+    """Finished parts in one file, a row group each, in this order."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """It follows from the names of its parts."""
+        return f"pack-{hashlib.sha256(' '.join(self.parts).encode()).hexdigest()[:16]}"
+
+    def file(self, folder: Path) -> Path:
+        """Its Parquet file, in a folder of parts."""
+        return folder / f"{self.name}.parquet"
+
+    def record(self, folder: Path) -> Path:
+        """Its record, beside that folder."""
+        return folder.parent / "packs" / f"{self.name}.json"
+
+
+def finished(folder: Path) -> tuple[list[str], list[Pack]]:
+    """The parts that are committed in `folder` as files of their own, and the packs, which hold the others."""
+    # The listing comes first: a part that is gone by then is in a record that is read after it.
+    names = [name.removesuffix(".parquet") for name in names_in(folder, suffix=".parquet")]
+    packs = recorded_packs(folder, names)
+    packed = {part for pack in packs for part in pack.parts}
+    return [name for name in names if name.startswith("part-") and name not in packed], packs
+
+
+def recorded_packs(folder: Path, listed: Iterable[str] = ()) -> list[Pack]:
+    """The packs that count: their record is there, and their file, which is looked for unless its name was listed."""
+    records, there = folder.parent / "packs", set(listed)
+    found = ask_for_each(lambda name: read_json(records / name, "a pack's record"), names_in(records, "pack-", ".json"))
+    packs = [Pack(tuple(record["parts"])) for record in found]
+    return [pack for pack in packs if pack.name in there or pack.file(folder).exists()]
+
+
 def finished_parts(folder: Path) -> set[str]:
-    """The names of the parts that are committed in `folder`: one listing, nothing is opened."""
-    return {name.removesuffix(".parquet") for name in names_in(folder, "part-", ".parquet")}
+    """The names of the parts that are committed in `folder`; no Parquet file is opened."""
+    parts, packs = finished(folder)
+    return set(parts).union(*(pack.parts for pack in packs))
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The Parquet files that hold the rows of the parts that are committed in `folder`, each row once, by their names:
+    of one part, or of many."""
+    parts, packs = finished(folder)
+    return [pack.file(folder) for pack in packs] + [folder / f"{part}.parquet" for part in parts]

@@ -32,6 +32,7 @@ from recap_ray.storage import commit, is_remote, local_copy, make_folder, names_
 # What a job commits first; a folder without any of it holds no work.
 RESULTS = (
     "captions/part-*.parquet",
+    "captions/pack-*.parquet",
     "shard-*.faiss",
     "alignment.safetensors",
     "round-0/alignment/_SUCCESS",
@@ -100,10 +101,7 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
         _check_same_run(folder, fingerprint, shaping, job)
     try:
         make_folder(folder)
-        if is_remote(folder):
-            wait_for_silence(lambda: _beat_of(folder), output)
-        else:
-            _lock(folder)
+        hold(folder, "--output")
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder") from None
     if (folder / "run.json").exists():  # again: until now another process may have been at work
@@ -207,17 +205,22 @@ def share_file(source: Path, target: Path) -> None:
     commit(target, write)
 
 
-def _lock(folder: Path) -> None:
-    """Makes this process the only one to plan and sweep in `folder`; where there are no locks it does nothing."""
+def hold(folder: Path, flag: str) -> None:
+    """Makes this process the only one to plan and sweep in `folder`, which `flag` gave, until it ends; where there are
+    no locks, on a store, it sees to it that no other one is.
+
+    Raises UserError if another process is at work on it, OSError if it cannot be written.
+    """
+    if is_remote(folder):
+        wait_for_silence(lambda: _beat_of(folder), f"{flag} {folder}")
+        return
     if folder in _locks:
         return
     file = open(folder / ".lock", "w")  # noqa: SIM115  (held open on purpose)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(
-            f"--output {folder}: another recap-ray is at work on it; wait for it, or stop it first"
-        ) from None
+        raise UserError(f"{flag} {folder}: another recap-ray is at work on it; wait for it, or stop it first") from None
     except OSError:
         return
     _locks[folder] = file

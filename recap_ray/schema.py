@@ -56,6 +56,9 @@ ERROR_CODES = {
 # Parquet footer and run.json carry it; a different one in the same folder is another run.
 FINGERPRINT_KEY = b"recap_ray.fingerprint"
 
+# The footer of a pack also tells its parts, a JSON list in the order of its row groups.
+PARTS_KEY = b"recap_ray.parts"
+
 
 def error_code(error: str) -> str:
     """The code of an error as a row carries it: "truncated: ends at row 12" -> "truncated"."""

@@ -485,6 +485,19 @@ class VerifySettings(RaySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompactSettings(RaySettings):
+    """Merge the many part files of a run into few large ones; run it again for parts that came since."""
+
+    captions: Annotated[str, "output folder of caption"]
+    target_mb: Annotated[float, "size of the files to make, MiB"] = 512
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        self.require("target_mb", self.target_mb >= 1, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportSettings(RaySettings):
     """Make one HTML page with pictures, captions, neighbours and scores."""
 

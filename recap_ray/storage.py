@@ -12,11 +12,17 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from recap_ray.errors import UserError, first_line
+
+REQUESTS_AT_ONCE = 16  # a store takes some 30 ms for each
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 _options: dict[str, Any] = {}
 
@@ -114,12 +120,16 @@ def names_in(folder: Path, prefix: str = "", suffix: str = "") -> list[str]:
     return sorted(name for name in found if name.startswith(prefix) and name.endswith(suffix))
 
 
-def sizes_in(folder: Path) -> dict[str, int]:
-    """The bytes of the files in a folder by their names, by one listing."""
-    if is_remote(folder):
-        return {about["name"].rsplit("/", 1)[-1]: about["size"] for about in _fs(folder).ls(_key(folder), detail=True)}
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+def sizes_in(folder: Path, prefix: str = "", suffix: str = "") -> dict[str, int]:
+    """The sorted names that `names_in` gives, and the bytes of each file; of a store by one listing too."""
+    if not is_remote(folder):
+        return {name: (folder / name).stat().st_size for name in names_in(folder, prefix, suffix)}
+    try:
+        listed = _fs(folder).ls(_key(folder), detail=True)
+    except FileNotFoundError:
+        listed = []
+    found = {about["name"].rsplit("/", 1)[-1]: int(about["size"]) for about in listed}
+    return {name: found[name] for name in sorted(found) if name.startswith(prefix) and name.endswith(suffix)}
 
 
 def fetched(text: str, flag: str) -> Path:
@@ -134,6 +144,18 @@ def fetched(text: str, flag: str) -> Path:
         return local_copy(path)
     except FileNotFoundError:
         raise UserError(f"{flag} {text} does not exist") from None
+
+
+def ask_for_each(ask: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
+    """What `ask` answers for each item, in order: a request to a store each, some of them at the same time."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        yield from pool.map(ask, items)
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Removes files; one that is gone already is no error."""
+    for _ in ask_for_each(lambda path: path.unlink(missing_ok=True), paths):
+        pass
 
 
 def local_copy(path: Path) -> Path:

@@ -24,11 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import pyarrow.parquet as pq
 
 from recap_ray.inputs.finding import find_input
+from recap_ray.outputs import read_rows
+from recap_ray.parts import finished_parts
 from recap_ray.pipelines.verify import compare_keys, input_keys
-from recap_ray.storage import commit, names_in, storage_path
+from recap_ray.storage import commit, storage_path
 from tests.s3 import KEYS, environment, s3_server
 from tests.unsteady_proxy import unsteady_proxy
 
@@ -57,7 +58,7 @@ class Scene:
             )
 
     def parts(self) -> int:
-        return len(names_in(storage_path(self.output, "--output") / "captions", "part-"))
+        return len(finished_parts(storage_path(self.output, "--output") / "captions"))
 
     def reach(self, parts: int) -> None:
         """Waits until there are so many parts, and a moment more."""
@@ -113,12 +114,8 @@ class Scene:
 
     def rows(self) -> list[tuple[str, str]]:
         """Key and caption of all rows, by key."""
-        folder, rows = storage_path(self.output, "--output") / "captions", []
-        for name in names_in(folder, "part-"):
-            with (folder / name).open("rb") as file:
-                table = pq.read_table(file, columns=["key", "caption"])
-                rows += zip(table["key"].to_pylist(), table["caption"].to_pylist())
-        return sorted(rows)
+        table = read_rows(storage_path(self.output, "--output"), ["key", "caption"])
+        return sorted(zip(table["key"].to_pylist(), table["caption"].to_pylist()))
 
     def check(self) -> None:
         """Every key is there once, with its caption."""

@@ -38,6 +38,7 @@ BOTTOM = {
     "s3",
     "vectors",
     "parts",
+    "packs",
     "runs",
     "heartbeat",
     "outputs",
@@ -104,6 +105,7 @@ def test_every_job_is_a_script_and_a_command():
 
 LIGHT = (
     "part_stages", "caption_stages", "shard_stages", "shard_actors", "fold_sums", "example_writer", "loading", "rows",
+    "compact",
 )  # fmt: skip
 
 

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from recap_ray.demo.grammar import captions, names_both_objects
 from recap_ray.demo.scenes import Scene, sample_scenes
 from recap_ray.demo.story import COLOURS, KINDS, PART_ROWS, REFERENCES, draw_all, render_table, write_lines, write_pairs
+from recap_ray.outputs import read_rows
 
 STYLES = ("filled", "outlined")
 CAPTIONS_A_SCENE = 4  # to train on: with two, what a decoder learns without noise serves nearly as well
@@ -99,7 +98,7 @@ def caption_and_score(output: Path, world: Methods, name: str, style: str, mappe
     references = ("--references", str(world.folder / "references.tsv"), "--metrics", "BLEU,CIDEr", "--no-clip-scores")
     run(["evaluate", "--captions", str(folder), *references, "--output", str(scores_file)])
     scores = json.loads(scores_file.read_text())["metrics"]
-    rows = pq.read_table(folder / "captions", columns=["key", "caption", "aligned_clip_score"]).to_pylist()
+    rows = read_rows(folder, ["key", "caption", "aligned_clip_score"]).to_pylist()
     right = sum(names_both_objects(row["caption"] or "", world.scenes[row["key"]]) for row in rows)
     ended = sum((row["caption"] or "").endswith(".") for row in rows)
     seconds, parameters = cost_of(output, name, style, mapped)

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from recap_ray.demo.grammar import captions, names_both_objects
 from recap_ray.demo.render import HUE_TURN, render
 from recap_ray.demo.scenes import Scene, sample_scenes
+from recap_ray.outputs import read_rows
 from recap_ray.storage import commit
 
 REFERENCES = 5  # captions of each held-out scene to score against
@@ -120,7 +119,7 @@ def table_row(output: Path, scores_file: Path, scenes: dict[str, Scene]) -> dict
     """One row of the closing table, out of the files that the jobs wrote."""
     scores = json.loads(scores_file.read_text())
     summary = json.loads((output / "summary.json").read_text())
-    rows = pq.read_table(output / "captions", columns=["key", "caption"]).to_pylist()
+    rows = read_rows(output, ["key", "caption"]).to_pylist()
     right = sum(names_both_objects(row["caption"] or "", scenes[row["key"]]) for row in rows)
     return {
         "R@1": f"{scores['retrieval']['R@1']:.3f}",

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap_ray.errors import RecapRayError
+from recap_ray.outputs import read_rows
 from recap_ray.pipelines.augment_pairs import add_pairs, count_own_captions, draw_images, fit_table, keep_captions
 from recap_ray.pipelines.build_index import build_index
 from recap_ray.pipelines.caption import caption
@@ -97,7 +98,7 @@ class Loop:
         )
         self.step(folder / "images.parquet", lambda path: write_table(path, images))
         self.captioned(folder / "images.parquet", folder / "training", before.index, before.alignment)
-        rows = pq.read_table(folder / "training" / "captions", columns=SCORED_COLUMNS)
+        rows = read_rows(folder / "training", SCORED_COLUMNS)
         kept, threshold = keep_captions(rows, settings)
         if not len(kept):
             return None

@@ -2,6 +2,7 @@
 
 O/plan/plan-<id>-<rows>x<part rows>.parquet    which image is in which part (parts.py)
 O/captions/part-<id>-<number>.parquet          rows of schema.CAPTION_SCHEMA, fingerprint in the footer
+O/captions/pack-<id>.parquet                   many such parts in one file, where compact merged them (packs.py)
 O/reports/part-<id>-<number>.json              rows, errors by code and seconds by stage of the part
 O/failures/part-<id>-<number>.txt              why a part could not be captioned; gone when it could
 """
@@ -13,7 +14,6 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Container, Input, find_input
 from recap_ray.inputs.planning import compare_containers, plan_files
+from recap_ray.packs import finish_packs, unpack
 from recap_ray.parts import Part, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
 from recap_ray.pipelines.cluster import model_actors, ray_session
@@ -37,14 +38,13 @@ from recap_ray.progress import Progress
 from recap_ray.runs import Run, open_run, read_json
 from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import StageClock, summarise_times, times_table
-from recap_ray.storage import commit, names_in, remove_leftovers, storage_path
+from recap_ray.storage import ask_for_each, commit, names_in, remove_leftovers, storage_path
 
 PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
 
 # A part that failed is tried again with its pictures decoded in isolation, which finds the one that kills its process;
 # and once more, for what was the fault of a machine.
 TRIES = 3
-REPORTS_AT_ONCE = 16  # a store takes some 30 ms for each
 HOPELESS = 8  # parts that failed while none was captioned: it is not the pictures
 
 
@@ -128,7 +128,7 @@ def find_work(run: Run, found: Input, settings: CaptionSettings) -> Work:
 
 
 def refuse_or_forget(run: Run, parts: list[Part], changed: str) -> None:
-    """Removes the rows of changed input, or raises UserError."""
+    """Removes the rows of changed input, or raises UserError. Packs that hold some of them become parts again."""
     if not parts:
         return
     if changed == "refuse":
@@ -137,6 +137,8 @@ def refuse_or_forget(run: Run, parts: list[Part], changed: str) -> None:
             "--changed redo to caption these parts again, or name a new --output"
         )
     run.reopen()
+    finish_packs(run.folder / "captions")
+    unpack(run.folder / "captions", {part.name for part in parts})
     for part in parts:
         for path in (f"captions/{part.name}.parquet", f"reports/{part.name}.json"):
             (run.folder / path).unlink(missing_ok=True)
@@ -282,11 +284,10 @@ def summarise(folder: Path, parts: list[str]) -> dict[str, Any]:
     errors: Counter[str] = Counter()
     images = 0
     busy: Counter[str] = Counter()
-    with ThreadPoolExecutor(REPORTS_AT_ONCE) as pool:
-        for report in pool.map(lambda name: read_json(folder / "reports" / f"{name}.json", "a part's report"), parts):
-            errors.update(report["errors"])
-            busy.update(report["seconds"])
-            images += report["rows"]
+    for report in ask_for_each(lambda name: read_json(folder / "reports" / f"{name}.json", "a part's report"), parts):
+        errors.update(report["errors"])
+        busy.update(report["seconds"])
+        images += report["rows"]
     return {
         "parts": len(parts),
         "images": images,

@@ -47,7 +47,6 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
         # Every worker compiles torch anew where bytecode is not kept.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKERS_KEPT_MS))
         common = {"logging_level": logging.ERROR, "log_to_driver": True}
         if address := os.environ.get("RAY_ADDRESS"):
             try:
@@ -62,9 +61,7 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
-                # As many as work at once, for the stages take shares of a CPU: by default Ray keeps one a CPU for the
-                # next stage or job, which the others would begin with seconds of importing torch.
-                _system_config={"num_workers_soft_limit": int((settings.num_cpus or os.cpu_count() or 1) / CPU_SHARE)},
+                _system_config={"idle_worker_killing_time_threshold_ms": IDLE_WORKERS_KEPT_MS},
                 runtime_env={"worker_process_setup_hook": "recap_ray.pipelines.quiet.hush"} if training else None,
                 **common,
             )

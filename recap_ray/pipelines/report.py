@@ -46,22 +46,27 @@ def report(settings: ReportSettings) -> int:
 
 
 def sample_rows(files: list[Path], count: int) -> list[pa.Table]:
-    """At most `count` rows, evenly spread over all part files: a table for each file that has some."""
-    sizes = [_rows_of(file) for file in files]
-    chosen = np.unique(np.linspace(0, sum(sizes) - 1, min(count, sum(sizes))).round().astype(np.int64))
+    """At most `count` rows, evenly spread over all parts: a table for each part that has some."""
+    sizes = [_part_sizes(file) for file in files]
+    total = sum(map(sum, sizes))
+    chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
     tables, offset = [], 0
-    for file, size in zip(files, sizes):
-        here = chosen[(chosen >= offset) & (chosen < offset + size)] - offset
-        offset += size
-        if len(here):
-            with file.open("rb") as stream:
-                tables.append(pq.read_table(stream).take(here).replace_schema_metadata(None).combine_chunks())
+    for file, parts in zip(files, sizes):
+        for number, size in enumerate(parts):
+            here = chosen[(chosen >= offset) & (chosen < offset + size)] - offset
+            offset += size
+            if len(here):
+                with file.open("rb") as stream:
+                    rows = pq.ParquetFile(stream).read_row_group(number).take(here)
+                tables.append(rows.replace_schema_metadata(None).combine_chunks())
     return tables
 
 
-def _rows_of(file: Path) -> int:
+def _part_sizes(file: Path) -> list[int]:
+    """Rows of each part in a file: its row groups."""
     with file.open("rb") as stream:
-        return int(pq.ParquetFile(stream).metadata.num_rows)
+        metadata = pq.ParquetFile(stream).metadata
+        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
 def add_thumbnails(rows: pa.Table, limits: ImageLimits) -> pa.Table:

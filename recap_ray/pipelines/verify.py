@@ -1,8 +1,8 @@
 """Prove that each input image is in the output exactly as often as in the input.
 
-The proof looks at the input and the output alone: it knows nothing of plans, reports or marks of success. Its memory
-does not grow with the keys: both sides are added up in buckets of a digest of the key, and only the keys of buckets
-that differ are looked at one by one.
+The proof looks at the input and the rows of the output alone: it knows nothing of plans, reports or marks of success.
+Its memory does not grow with the keys: both sides are added up in buckets of a digest of the key, and only the keys of
+buckets that differ are looked at one by one.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def input_keys(found: Input) -> Iterator[str]:
 
 
 def output_keys(files: list[Path]) -> Iterator[str]:
-    """The keys of the part files."""
-    progress = Progress("verify", len(files), "parts")
+    """The keys of the files of a run."""
+    progress = Progress("verify", len(files), "files")
     for rows in iter_part_rows(files, ["key"]):
         yield from pa.chunked_array(rows["key"]).to_pylist()
         progress.update(1)

@@ -11,6 +11,7 @@ import pytest
 
 from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
+from recap_ray.outputs import read_rows
 from recap_ray.parts import Part
 from recap_ray.pipelines.caption import caption_with
 from recap_ray.pipelines.caption_stages import CaptionStages
@@ -18,6 +19,7 @@ from recap_ray.pipelines.cluster import ModelActors
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.verify import verify
 from recap_ray.runs import Run
+from recap_ray.schema import CAPTION_SCHEMA
 from recap_ray.settings import CaptionSettings, VerifySettings
 from recap_ray.storage import commit, names_in, storage_path
 from tests.conftest import RAY_LIMITS
@@ -55,10 +57,7 @@ def run(settings, captioner=None) -> int:
 
 
 def rows_in(root) -> dict[str, dict]:
-    folder, rows = root / "out" / "captions", []
-    for name in names_in(folder, "part-"):
-        with (folder / name).open("rb") as file:
-            rows += pq.read_table(file).to_pylist()
+    rows = read_rows(root / "out", CAPTION_SCHEMA.names).to_pylist()
     assert len({row["key"] for row in rows}) == len(rows)
     return {row["key"]: row for row in rows}
 
