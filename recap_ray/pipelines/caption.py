@@ -22,14 +22,14 @@ from typing import Any
 from ray.data import DataContext
 
 from recap_ray.captioners import Captioner, make_captioner
-from recap_ray.errors import UserError
+from recap_ray.errors import UserError, first_line
 from recap_ray.images import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Container, Input, find_input
 from recap_ray.inputs.planning import compare_containers, plan_files
 from recap_ray.packs import finish_packs, unpack
 from recap_ray.parts import Part, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
-from recap_ray.pipelines.cluster import model_actors, ray_session
+from recap_ray.pipelines.cluster import mistake_within, model_actors, ray_session
 from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
 from recap_ray.pipelines.index_search import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
@@ -45,6 +45,7 @@ PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json
 # A part that failed is tried again with its pictures decoded in isolation, which finds the one that kills its process;
 # and once more, for what was the fault of a machine.
 TRIES = 3
+LOST_AT_MOST = 32  # parts that kill their process; then a try ends, which could otherwise take days to fail with all
 HOPELESS = 8  # parts that failed while none was captioned: it is not the pictures
 
 
@@ -171,27 +172,44 @@ def caption_all(stages: CaptionStages, work: Work, tally: Tally) -> None:
     """Tries what there is to do, and then again what failed, in isolation."""
     parts, containers = work.parts, work.containers
     for number in range(TRIES):
-        caption_once(stages.chain(parts, containers, isolated=number > 0), tally)
+        accident = caption_once(stages.chain(parts, containers, isolated=number > 0), tally)
         if tally.stopped:
             break
         plans, done = plans_in(stages.plans), finished_parts(stages.run.folder / "captions")
         containers = compare_containers(containers, plans).containers
         parts = [part for part in parts_of(plans) if part.name not in done]
-        tally.failures = {
-            part.name: tally.failures.get(part.name, "its process was killed; no traceback") for part in parts
-        } | {str(container.path): "it could not be indexed" for container in containers}
+        # After an accident the other parts did not fail: they were not reached.
+        killed = "" if accident else "its process was killed; no traceback"
+        reasons = {part.name: tally.failures.get(part.name, killed) for part in parts}
+        reasons |= {str(container.path): "" if accident else "it could not be indexed" for container in containers}
+        tally.failures = {name: why for name, why in reasons.items() if why}
         if not parts and not containers:
             break
         if not tally.images and len(parts) >= HOPELESS:
             break
         if number + 1 < TRIES:
-            print(
-                f"caption: {len(parts) + len(containers):,} parts failed and are tried again in isolation", flush=True
-            )
+            why = f"are missing, for {accident}; they" if accident else "failed and"
+            print(f"caption: {len(parts) + len(containers):,} parts {why} are tried again in isolation", flush=True)
 
 
-def caption_once(reports: Any, tally: Tally) -> None:
-    """Runs a chain and adds up its reports."""
+def caption_once(reports: Any, tally: Tally) -> str:
+    """Runs a chain and adds up its reports; says why it ended too early, if it did.
+
+    Raises UserError for a mistake that an actor met.
+    """
+    try:
+        add_reports(reports, tally)
+    except UserError:
+        raise
+    except Exception as error:  # too many processes died, or something broke in Ray: what is done is done
+        if mistake := mistake_within(error):
+            raise mistake from None
+        return f"Ray gave up ({type(error).__name__}: {first_line(error)})"
+    return ""
+
+
+def add_reports(reports: Any, tally: Tally) -> None:
+    """Adds up what comes out of a chain."""
     for report in reports.iter_rows():
         if why := report.get(FAILURE):
             if why.startswith(MISTAKE):  # it would befall all parts
@@ -207,7 +225,7 @@ def caption_once(reports: Any, tally: Tally) -> None:
 def losing_blocks() -> Iterator[None]:
     """A block whose process dies again and again is dropped, and the others go on: its part is seen to be missing."""
     context = DataContext.get_current()
-    before, context.max_errored_blocks = context.max_errored_blocks, -1
+    before, context.max_errored_blocks = context.max_errored_blocks, LOST_AT_MOST
     try:
         yield
     finally:
@@ -256,9 +274,9 @@ def finish(run: Run, tally: Tally, max_error_rate: float) -> int:
         print("stopped; the same command goes on from here")
         return 1
     if missing or tally.failures:
-        print(
-            f"{len(tally.failures):,} parts failed: see {run.folder}/failures; the same command tries only those again"
-        )
+        failed = f"{len(tally.failures):,} parts failed: see {run.folder}/failures"
+        left = len(missing - tally.failures.keys())
+        print(f"{failed}{f', {left:,} were not reached' if left else ''}; the same command tries only those again")
         return 1
     run.succeed()
     if errors > max_error_rate * summary["images"]:

@@ -26,9 +26,9 @@ CPU_SHARE = 0.25
 # Two processes on a GPU: one fills it while the other one tokenises, ranks and writes columns.
 ACTORS_A_GPU = 2
 
-# An actor whose batch kills its process is started again twice, and the batch tried once more; Ray's own default is to
-# retry for ever.
-ACTOR_RETRIES = {"max_restarts": 2, "max_task_retries": 1}
+# An actor that dies is started again as often as it takes: nodes on spot go many times in a long run. A batch that
+# kills its process is tried once more; Ray's own default is to retry for ever.
+ACTOR_RETRIES = {"max_restarts": -1, "max_task_retries": 1}
 
 # Ray ends workers that were idle for a second where there are more of them than CPUs, as small shares of CPUs allow.
 # The next part then meets a process that has to load torch first, some 3 s of a core: of 113 parts on two busy cores
@@ -75,7 +75,7 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise _user_error_within(error) or error from None
+        raise mistake_within(error) or error from None
     finally:
         if started:
             ray.shutdown()
@@ -188,7 +188,7 @@ def light_stage() -> dict[str, Any]:
     return {"batch_size": None, "num_cpus": CPU_SHARE}
 
 
-def _user_error_within(error: ray.exceptions.RayError) -> UserError | None:
+def mistake_within(error: Exception) -> UserError | None:
     """The user's mistake that an actor met. Ray keeps of the exceptions of a stage no more than their text."""
     found = re.findall(r"^recap_ray\.errors\.(?:UserError|MissingExtra): (.*)$", str(error), re.MULTILINE)
     return UserError(found[-1]) if found else None
