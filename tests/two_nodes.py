@@ -15,8 +15,8 @@ import psutil
 
 from tests.s3 import free_port
 
-START_S = 120
-LIMITS = ["--num-cpus=2", f"--object-store-memory={128 * 2**20}", "--disable-usage-stats"]
+START_S = 300  # on a busy machine
+LIMITS = ["--num-cpus=2", "--num-gpus=1", f"--object-store-memory={128 * 2**20}", "--disable-usage-stats"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def two_nodes(variables: dict[str, str]) -> Iterator[TwoNodes]:
     """Starts a cluster whose workers have these variables besides those of this process; kills it afterwards."""
     port, nodes = free_port(), []
     variables = variables | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    variables["RAY_raylet_start_wait_time_s"] = str(START_S)  # a busy machine takes more than Ray's own half minute
+    variables["RAY_raylet_start_wait_time_s"] = str(START_S)  # Ray gives up after half a minute
     # A folder of its own: in the common one others would find this cluster as theirs. Short, for sockets lie in it.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         head = ["--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
