@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from recap_ray.pipelines.cluster import IDLE_WORKERS_KEPT_MS
 from tests.s3 import free_port
 
 START_S = 300  # on a busy machine
@@ -60,6 +61,7 @@ def two_nodes(variables: dict[str, str]) -> Iterator[TwoNodes]:
     """Starts a cluster whose workers have these variables besides those of this process; kills it afterwards."""
     port, nodes = free_port(), []
     variables = variables | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    variables["RAY_idle_worker_killing_time_threshold_ms"] = str(IDLE_WORKERS_KEPT_MS)
     variables["RAY_raylet_start_wait_time_s"] = str(START_S)  # Ray gives up after half a minute
     # A folder of its own: in the common one others would find this cluster as theirs. Short, for sockets lie in it.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:

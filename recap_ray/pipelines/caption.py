@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
 from recap_ray.pipelines.index_search import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
 from recap_ray.pipelines.part_stages import STOP_FILE
+from recap_ray.pipelines.stalls import Stalled, noticing_stalls
 from recap_ray.progress import Progress
 from recap_ray.runs import Run, open_run, read_json
 from recap_ray.settings import CaptionSettings
@@ -169,11 +170,12 @@ class Tally:
 
 def caption_all(stages: CaptionStages, work: Work, tally: Tally) -> None:
     """Tries what there is to do, and then again what failed, in isolation."""
-    parts, containers = work.parts, work.containers
-    for number in range(TRIES):
-        caption_once(stages.chain(parts, containers, isolated=number > 0), tally)
+    parts, containers, tried = work.parts, work.containers, 0
+    while tried < TRIES:
+        stalled = caption_once(stages.chain(parts, containers, isolated=tried > 0), tally)
         if tally.stopped:
             break
+        tried += not stalled
         plans, done = plans_in(stages.plans), finished_parts(stages.run.folder / "captions")
         containers = compare_containers(containers, plans).containers
         parts = [part for part in parts_of(plans) if part.name not in done]
@@ -182,25 +184,34 @@ def caption_all(stages: CaptionStages, work: Work, tally: Tally) -> None:
         } | {str(container.path): "it could not be indexed" for container in containers}
         if not parts and not containers:
             break
-        if not tally.images and len(parts) >= HOPELESS:
+        if stalled:
+            stages = replace(stages, actors=stages.actors.that_fit())
+        elif not tally.images and len(parts) >= HOPELESS:
             break
-        if number + 1 < TRIES:
+        elif tried < TRIES:
             print(
                 f"caption: {len(parts) + len(containers):,} parts failed and are tried again in isolation", flush=True
             )
 
 
-def caption_once(reports: Any, tally: Tally) -> None:
-    """Runs a chain and adds up its reports."""
-    for report in reports.iter_rows():
-        if why := report.get(FAILURE):
-            if why.startswith(MISTAKE):  # it would befall all parts
-                raise UserError(why.removeprefix(MISTAKE))
-            tally.stopped = tally.stopped or why == STOPPED
-            if why != STOPPED:
-                tally.failures[report["part"]] = why
-            continue
-        tally.add(report)
+def caption_once(reports: Any, tally: Tally) -> bool:
+    """Runs a chain and adds up its reports; tells whether it was given up, for a node that died and left it waiting."""
+    try:
+        with noticing_stalls() as moved:
+            for report in reports.iter_rows():
+                moved()
+                if why := report.get(FAILURE):
+                    if why.startswith(MISTAKE):  # it would befall all parts
+                        raise UserError(why.removeprefix(MISTAKE))
+                    tally.stopped = tally.stopped or why == STOPPED
+                    if why != STOPPED:
+                        tally.failures[report["part"]] = why
+                    continue
+                tally.add(report)
+    except Stalled as stalled:
+        print(f"caption: {stalled}: what is left goes on with the nodes that are there", flush=True)
+        return True
+    return False
 
 
 @contextmanager
