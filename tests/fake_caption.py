@@ -5,6 +5,7 @@ import sys
 
 from recap_ray.pipelines.caption import caption_with
 from recap_ray.settings import CaptionSettings
+from tests.fake_retrieval import RetrievingCaptioner, open_card
 from tests.fakes import FakeCaptioner, decode_a_byte
 
 
@@ -15,12 +16,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.05, help="that a part takes the captioner")
     parser.add_argument("--part-rows", type=int, default=50)
     parser.add_argument("--actors", default="1")
+    parser.add_argument("--index", help="to retrieve from, spread over shard actors")
     given = parser.parse_args()
     settings = CaptionSettings(
-        images=given.images, output=given.output, index="unused", part_rows=given.part_rows, gpu_actors=given.actors,
-        num_cpus=2, object_store_mb=128,
+        images=given.images, output=given.output, index=given.index or "unused", index_search="spread",
+        part_rows=given.part_rows, gpu_actors=given.actors, num_cpus=2, object_store_mb=128,
     )  # fmt: skip
-    return caption_with(FakeCaptioner(given.seconds), settings, decode_a_byte)
+    captioner = FakeCaptioner(given.seconds)
+    if given.index:
+        captioner = RetrievingCaptioner(given.seconds, index_card=open_card(given.index))
+    return caption_with(captioner, settings, decode_a_byte)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """`make faults`: processes killed and a store that fails, at random moments of real runs; prints what came of it.
 
 Each case is a run over 2,000 images in 40 parts, by a driver of its own, with real Ray, files and store, and stand-ins
-for the models. After the fault the same command is given again at most once. Then every key must be there once, with
-the caption of a run that nothing disturbed.
+for the models; nodes and index shards die in a cluster of two nodes, over which the index is spread. After the fault
+the same command is given again at most once. Then every key must be there once, with the caption that is right.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -30,7 +30,9 @@ from recap_ray.outputs import read_rows
 from recap_ray.parts import finished_parts
 from recap_ray.pipelines.verify import compare_keys, input_keys
 from recap_ray.storage import commit, storage_path
+from tests.fake_retrieval import expected_neighbours, write_index
 from tests.s3 import KEYS, environment, s3_server
+from tests.two_nodes import TwoNodes, below, two_nodes
 from tests.unsteady_proxy import unsteady_proxy
 
 IMAGES, TARS, PART_ROWS = 2000, 8, 50
@@ -39,7 +41,7 @@ LIMIT_S = 300
 
 @dataclass
 class Scene:
-    """One run: where it reads and writes, its driver, and what can be done to it."""
+    """One run: where it reads and writes, its driver, its cluster if it has one, and what can be done to it."""
 
     images: str
     output: str
@@ -47,15 +49,23 @@ class Scene:
     moments: random.Random
     fail_store: Callable[[float], None] | None = None
     variables: dict[str, str] = field(default_factory=dict)
+    nodes: TwoNodes | None = None
     driver: subprocess.Popen | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "tests.fake_caption", "--images", self.images, "--output", self.output]
+        if self.nodes:
+            command += ["--actors", "4", "--seconds", "0.3", "--index", str(self.index)]
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         with open(self.log, "ab") as log:
             self.driver = subprocess.Popen(
                 command, env=kept | self.variables, stdout=log, stderr=log, start_new_session=True
             )
+
+    @property
+    def index(self) -> Path:
+        """What is retrieved from on two nodes."""
+        return self.log.parent / "index"
 
     def parts(self) -> int:
         return len(finished_parts(storage_path(self.output, "--output") / "captions"))
@@ -79,14 +89,7 @@ class Scene:
 
     def processes(self, *titles: str) -> list[psutil.Process]:
         """Those of this run's Ray whose title holds one of these."""
-        found = []
-        for process in psutil.Process(self.driver.pid).children(recursive=True):
-            try:
-                if any(title in " ".join(process.cmdline()) for title in titles):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return with_title(self.nodes.processes() if self.nodes else below(psutil.Process(self.driver.pid)), *titles)
 
     def kill_one(self, *titles: str) -> None:
         """Kills a process with such a title, as soon as there is one."""
@@ -122,7 +125,19 @@ class Scene:
         rows = self.rows()
         _, _, faults = compare_keys(lambda: input_keys(find_input(self.images)), lambda: (key for key, _ in rows))
         assert not any(faults.values()), {name: len(keys) for name, keys in faults.items()}
-        assert rows == expected_rows()
+        assert rows == expected_rows(retrieving=self.nodes is not None)
+
+
+def with_title(processes: list[psutil.Process], *titles: str) -> list[psutil.Process]:
+    """Those whose title holds one of these."""
+    found = []
+    for process in processes:
+        try:
+            if any(title in " ".join(process.cmdline()) for title in titles):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
 
 
 def kill_cpu_worker(scene: Scene) -> None:
@@ -156,6 +171,19 @@ def kill_driver(scene: Scene) -> None:
     scene.driver.kill()
 
 
+def kill_node(scene: Scene) -> None:
+    """The node without the driver, and all that is on it: captioners, and its part of the index."""
+    there = below(scene.nodes.second)
+    assert with_title(there, "CaptionActor"), "no captioner was on the node"
+    assert len(with_title(there, "ShardActor")) == 1, "the index is not spread"
+    assert scene.driver.poll() is None, "the run was over"
+    scene.nodes.kill_second()
+
+
+def kill_shard_actor(scene: Scene) -> None:
+    scene.kill_one("ShardActor")
+
+
 def fail_store(scene: Scene) -> None:
     scene.fail_store(10.0)
 
@@ -165,8 +193,12 @@ CASES: dict[str, Callable[[Scene], None]] = {
     "a GPU actor": kill_gpu_actor,
     "the writer, before it renames": kill_writer,
     "the driver": kill_driver,
+    "a whole node of two": kill_node,
+    "an index-shard actor": kill_shard_actor,
     "the store, 10 s of errors": fail_store,
 }
+ON_TWO_NODES = (kill_node, kill_shard_actor)
+ONLY_OF_A_STORE = (fail_store,)
 
 
 def write_images(folder: Path) -> None:
@@ -181,8 +213,9 @@ def write_images(folder: Path) -> None:
         commit(folder / f"{number:03d}.tar", lambda path: path.write_bytes(data.getvalue()))  # noqa: B023
 
 
-def expected_rows() -> list[tuple[str, str]]:
-    return [(f"{key:06d}", f"{key:06d} {key % 251:.2f}") for key in range(IMAGES)]
+def expected_rows(retrieving: bool) -> list[tuple[str, str]]:
+    more = [f": {texts}" if retrieving else "" for texts in expected_neighbours()]
+    return [(f"{key:06d}", f"{key:06d} {key % 251:.2f}{more[key % 251]}") for key in range(IMAGES)]
 
 
 @dataclass
@@ -197,6 +230,14 @@ class World:
         """A run of its own that logs to `folder`."""
         output = f"{self.root}/out-{seed}"
         return Scene(f"{self.root}/images", output, folder / "log", random.Random(seed), self.fail, self.variables)
+
+    @contextmanager
+    def scene_on_two_nodes(self, folder: Path, seed: int) -> Iterator[Scene]:
+        """The same in a cluster of its own, with an index that is spread over it."""
+        scene = self.scene(folder, seed)
+        write_index(scene.index)
+        with two_nodes(self.variables) as nodes:
+            yield replace(scene, nodes=nodes, variables=nodes.variables)
 
 
 @contextmanager
@@ -219,8 +260,11 @@ def store_world() -> Iterator[World]:
 
 def try_case(world: World, case: str, seed: int) -> int:
     """Runs a case; gives how many times the command was given. Raises AssertionError if a row is lost or doubled."""
-    with tempfile.TemporaryDirectory() as folder:
-        scene = world.scene(Path(folder), seed)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        if CASES[case] in ON_TWO_NODES:
+            scene = stack.enter_context(world.scene_on_two_nodes(Path(folder), seed))
+        else:
+            scene = world.scene(Path(folder), seed)
         scene.start()
         scene.reach(scene.moments.randrange(2, 30))
         CASES[case](scene)
@@ -233,27 +277,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--cases", default="", help="only those whose name ('the driver, disk') holds this")
     given = parser.parse_args()
-    print(
-        f"{IMAGES:,} images, seed {given.seed}\n\n{'killed':32}{'where':8}{'tried':>6}{'whole':>7}{'given twice':>13}"
-    )
-    bad, seed = 0, given.seed
+    print(f"{IMAGES:,} images, seed {given.seed}", flush=True)
+    lines, bad, seed = [], 0, given.seed
     for where, open_world in (("disk", disk_world), ("S3", store_world)):
         with s3_server() as url, environment(**KEYS, AWS_ENDPOINT_URL=url), open_world() as world:
-            for case in CASES:
-                if case.startswith("the store") and where == "disk":
+            for case, fault in CASES.items():
+                if given.cases not in f"{case}, {where}" or (fault in ONLY_OF_A_STORE and where == "disk"):
                     continue
                 counts: Counter[str] = Counter()
                 for _ in range(given.times):
                     seed += 1
+                    began = time.monotonic()
                     try:
-                        counts["twice"] += try_case(world, case, seed) == 2
+                        times = try_case(world, case, seed)
                         counts["whole"] += 1
+                        counts["twice"] += times == 2
+                        came = f"whole, given {times} times"
                     except AssertionError as error:
-                        print(f"  {case}, seed {seed}: {error}")
                         bad += 1
-                print(f"{case:32}{where:8}{given.times:>6}{counts['whole']:>7}{counts['twice']:>13}", flush=True)
-    return 1 if bad else 0
+                        came = f"NOT WHOLE: {error}"
+                    print(f"{case}, {where}, seed {seed}, {time.monotonic() - began:.0f} s: {came}", flush=True)
+                lines.append(f"{case:32}{where:8}{given.times:>6}{counts['whole']:>7}{counts['twice']:>13}")
+    print(f"\n{'killed':32}{'where':8}{'tried':>6}{'whole':>7}{'given twice':>13}", *lines, sep="\n")
+    return 1 if bad or not lines else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
 from recap_ray.pipelines.index_search import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
 from recap_ray.pipelines.part_stages import STOP_FILE
+from recap_ray.pipelines.stalls import Stalled, noticing_stalls
 from recap_ray.progress import Progress
 from recap_ray.runs import Run, open_run, read_json
 from recap_ray.settings import CaptionSettings
@@ -170,11 +171,13 @@ class Tally:
 
 def caption_all(stages: CaptionStages, work: Work, tally: Tally) -> None:
     """Tries what there is to do, and then again what failed, in isolation."""
-    parts, containers = work.parts, work.containers
-    for number in range(TRIES):
-        accident = caption_once(stages.chain(parts, containers, isolated=number > 0), tally)
+    parts, containers, tried = work.parts, work.containers, 0
+    while tried < TRIES:
+        accident = caption_once(stages.chain(parts, containers, isolated=tried > 0), tally)
         if tally.stopped:
             break
+        stalled = isinstance(accident, Stalled)
+        tried += not stalled
         plans, done = plans_in(stages.plans), finished_parts(stages.run.folder / "captions")
         containers = compare_containers(containers, plans).containers
         parts = [part for part in parts_of(plans) if part.name not in done]
@@ -185,40 +188,51 @@ def caption_all(stages: CaptionStages, work: Work, tally: Tally) -> None:
         tally.failures = {name: why for name, why in reasons.items() if why}
         if not parts and not containers:
             break
+        left = f"{len(parts) + len(containers):,} parts"
+        if stalled:
+            stages = replace(stages, actors=stages.actors.that_fit())
+            print(f"caption: {accident}: {left} go on with the nodes that are there", flush=True)
+            continue
+        if accident:
+            print(f"caption: Ray gave up ({type(accident).__name__}: {first_line(accident)})", flush=True)
         if not tally.images and len(parts) >= HOPELESS:
             break
-        if number + 1 < TRIES:
-            why = f"are missing, for {accident}; they" if accident else "failed and"
-            print(f"caption: {len(parts) + len(containers):,} parts {why} are tried again in isolation", flush=True)
+        if tried < TRIES:
+            what = "were not reached" if accident else "failed"
+            print(f"caption: {left} {what} and are tried again in isolation", flush=True)
 
 
-def caption_once(reports: Any, tally: Tally) -> str:
-    """Runs a chain and adds up its reports; says why it ended too early, if it did.
+def caption_once(reports: Any, tally: Tally) -> Exception | None:
+    """Runs a chain and adds up its reports; gives what ended it too early, if something did: a node died and left it
+    waiting (Stalled), too many processes were killed, or something broke in Ray. What is done is done.
 
     Raises UserError for a mistake that an actor met.
     """
     try:
-        add_reports(reports, tally)
+        with noticing_stalls() as moved:
+            for report in reports.iter_rows():
+                moved()
+                add_report(report, tally)
     except UserError:
         raise
-    except Exception as error:  # too many processes died, or something broke in Ray: what is done is done
+    except Exception as error:
         if mistake := mistake_within(error):
             raise mistake from None
-        return f"Ray gave up ({type(error).__name__}: {first_line(error)})"
-    return ""
+        return error
+    return None
 
 
-def add_reports(reports: Any, tally: Tally) -> None:
-    """Adds up what comes out of a chain."""
-    for report in reports.iter_rows():
-        if why := report.get(FAILURE):
-            if why.startswith(MISTAKE):  # it would befall all parts
-                raise UserError(why.removeprefix(MISTAKE))
-            tally.stopped = tally.stopped or why == STOPPED
-            if why != STOPPED:
-                tally.failures[report["part"]] = why
-            continue
+def add_report(report: dict[str, Any], tally: Tally) -> None:
+    """Adds what came out of a chain for one part: its report, or why it failed."""
+    why = report.get(FAILURE)
+    if not why:
         tally.add(report)
+    elif why.startswith(MISTAKE):  # it would befall all parts
+        raise UserError(why.removeprefix(MISTAKE))
+    elif why == STOPPED:
+        tally.stopped = True
+    else:
+        tally.failures[report["part"]] = why
 
 
 @contextmanager

@@ -34,10 +34,10 @@ def shared_index(captioner: Captioner, asked: str, actors: int) -> Iterator[None
         yield
         return
     memories = node_memories()
-    how, reason = (asked, "as asked for") if asked != "auto" else choose_search(card, actors, memories)
+    how, reason = (asked, "as asked for") if asked != "auto" else choose_search(card, actors, list(memories.values()))
     print(f"index of {card.rows:,} captions (type {card.type}) in {card.shards:,} shards: {how}, {reason}", flush=True)
     if how == "spread":
-        with SpreadIndex.started(card, len(memories)) as spread:
+        with SpreadIndex.started(card, list(memories)) as spread:
             captioner.open_index = lambda card, device: spread
             yield
     else:
@@ -59,9 +59,13 @@ def choose_search(card: IndexCard, actors: int, memories: list[float]) -> tuple[
     return "spread", f"{_gib(searched)} over {len(memories)} nodes of {_gib(least)}"
 
 
-def node_memories() -> list[float]:
-    """Bytes of memory that Ray may use on each node."""
-    return [node["Resources"]["memory"] for node in ray.nodes() if node["Alive"] and "memory" in node["Resources"]]
+def node_memories() -> dict[str, float]:
+    """Bytes of memory that Ray may use on each node, by the node's id."""
+    return {
+        node["NodeID"]: node["Resources"]["memory"]
+        for node in ray.nodes()
+        if node["Alive"] and "memory" in node["Resources"]
+    }
 
 
 def _gib(size: float) -> str:

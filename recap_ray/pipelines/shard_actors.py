@@ -1,6 +1,6 @@
 """Shards spread over the nodes as actors: fan-out, exact merge, and recovery when one of them dies.
 
-An actor maps its shards' files, so that it starts at once wherever Ray puts it. When its process or node dies Ray
+An actor maps its shards' files, so that it starts at once wherever it is put. When its process or node dies Ray
 starts it again, on another node if need be, and sends it the searches that it still owes: who asked only waits longer.
 Apart from the models, as part_stages.py is: these actors start without them.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from recap_ray.caption_index.merge import Candidates, best_of
 from recap_ray.caption_index.search import CaptionIndex, CaptionSearch, IndexCard
@@ -26,7 +27,6 @@ WAIT_S = 300.0
 SEARCHES_AT_ONCE = 4  # in an actor, a thread each
 OPTIONS: dict[str, Any] = {
     "num_cpus": 0,  # a CPU taken here would be missing to the stages around it
-    "scheduling_strategy": "SPREAD",
     "max_restarts": -1,
     "max_task_retries": -1,
     "max_concurrency": SEARCHES_AT_ONCE,
@@ -73,14 +73,19 @@ class SpreadIndex(CaptionSearch):
 
     @classmethod
     @contextmanager
-    def started(cls, card: IndexCard, nodes: int, wait_s: float = WAIT_S) -> Iterator[SpreadIndex]:
-        """Starts an actor a node (never more than there are shards), and ends them afterwards.
+    def started(cls, card: IndexCard, nodes: Sequence[str], wait_s: float = WAIT_S) -> Iterator[SpreadIndex]:
+        """Starts an actor on each of the nodes with these ids (never more than there are shards), and ends them
+        afterwards. Which node is told: Ray's strategy SPREAD put both actors on one node of two, they ask for no CPU.
 
         Raises UserError if a shard cannot be opened.
         """
-        slices = np.array_split(np.arange(card.shards), min(nodes, card.shards))
+        slices = np.array_split(np.arange(card.shards), min(len(nodes), card.shards))
         actor = ray.remote(**OPTIONS)(ShardActor)
-        actors = [actor.remote(card, numbers.tolist()) for numbers in slices]
+        homes = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # soft: elsewhere once it is dead
+        actors = [
+            actor.options(scheduling_strategy=home).remote(card, numbers.tolist())
+            for home, numbers in zip(homes, slices)
+        ]
         try:
             yield cls(card, actors, wait_s)
         finally:

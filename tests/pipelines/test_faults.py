@@ -14,15 +14,21 @@ from tests.faults import (
     fail_store,
     kill_cpu_worker,
     kill_gpu_actor,
+    kill_node,
+    kill_shard_actor,
     kill_writer,
     store_world,
 )
 
 
-def begin(world, tmp_path) -> Scene:
+def any_seed() -> int:
     seed = random.randrange(10**6)
     print("seed of the moments:", seed)
-    scene = world.scene(tmp_path, seed)
+    return seed
+
+
+def begin(world, tmp_path) -> Scene:
+    scene = world.scene(tmp_path, any_seed())
     scene.start()
     return scene
 
@@ -44,6 +50,17 @@ def test_a_store_that_fails_for_ten_seconds_and_a_killed_actor_lose_and_repeat_n
         fail_store(scene)
         scene.reach(12)
         kill_gpu_actor(scene)
+        assert scene.finish() <= 2
+        scene.check()
+
+
+def test_a_killed_shard_actor_and_the_death_of_its_node_lose_and_repeat_nothing(tmp_path):
+    with disk_world() as world, world.scene_on_two_nodes(tmp_path, any_seed()) as scene:
+        scene.start()
+        # No part goes on without all of the index: by the second moment the killed actor is back.
+        for kill, parts in ((kill_shard_actor, 3), (kill_node, 16)):
+            scene.reach(parts)
+            kill(scene)
         assert scene.finish() <= 2
         scene.check()
 

@@ -25,6 +25,11 @@ VECTORS = np.repeat(clustered(5_200), 2, axis=0)  # every caption twice: ties on
 CUTS = [1_001, 4_000, 4_001, 9_001]
 
 
+def twice_here() -> list[str]:
+    """This node, as if there were two."""
+    return [ray.get_runtime_context().get_node_id()] * 2
+
+
 @pytest.fixture(scope="module", params=["flat", "ivfpq"])
 def card(request, tmp_path_factory) -> IndexCard:
     folder = tmp_path_factory.mktemp(request.param)
@@ -35,7 +40,7 @@ def card(request, tmp_path_factory) -> IndexCard:
 
 @pytest.fixture(scope="module")
 def spread(card, ray_running):
-    with SpreadIndex.started(card, nodes=2) as index:
+    with SpreadIndex.started(card, nodes=twice_here()) as index:
         yield index
 
 
@@ -81,7 +86,7 @@ def test_a_spread_index_survives_the_death_of_a_shard_actor_while_it_searches(ca
 
 
 def test_an_actor_that_does_not_come_back_is_told(ray_running, tmp_path):
-    with SpreadIndex.started(write_flat(tmp_path, unit(10), [5]), nodes=2) as spread:
+    with SpreadIndex.started(write_flat(tmp_path, unit(10), [5]), nodes=twice_here()) as spread:
         assert len(spread.actors) == 2
         ray.kill(spread.actors[0])  # for good, as Ray does where it gives up
         with pytest.raises(UserError, match="its shard actors did not answer within 300 s"):
@@ -91,7 +96,7 @@ def test_an_actor_that_does_not_come_back_is_told(ray_running, tmp_path):
 def test_a_shard_that_cannot_be_opened_is_told_when_its_actor_starts(ray_running, tmp_path):
     card = write_flat(tmp_path, unit(10), [5])
     captions_path(tmp_path, 1).write_bytes(b"nothing")
-    with pytest.raises(UserError, match="shard 1 could not be opened"), SpreadIndex.started(card, nodes=2):
+    with pytest.raises(UserError, match="shard 1 could not be opened"), SpreadIndex.started(card, nodes=twice_here()):
         pass
 
 
