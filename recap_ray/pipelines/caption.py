@@ -44,6 +44,7 @@ PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json
 # A part that failed is tried again with its pictures decoded in isolation, which finds the one that kills its process;
 # and once more, for what was the fault of a machine.
 TRIES = 3
+LEAST_BYTES = 1024  # that an image takes in a tar: its header, and a block
 REPORTS_AT_ONCE = 16  # a store takes some 30 ms for each
 HOPELESS = 8  # parts that failed while none was captioned: it is not the pictures
 
@@ -66,7 +67,7 @@ def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decod
     if work:
         run.reopen()
         with ray_session(settings), losing_blocks(), stopping(run.folder / STOP_FILE) as stop_file:
-            actors = model_actors(settings.gpu_actors, settings.device, len(work.parts) + len(work.containers))
+            actors = model_actors(settings.gpu_actors, settings.device, work.most_parts(settings.part_rows))
             loader = ImageLoader(captioner.preparer, limits, decoder)
             stages = CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
             with shared_index(captioner, settings.index_search, actors.count):
@@ -87,6 +88,10 @@ class Work:
 
     def __bool__(self) -> bool:
         return bool(self.parts or self.containers)
+
+    def most_parts(self, part_rows: int) -> int:
+        """How many parts there can be at most, those of containers guessed by their size."""
+        return len(self.parts) + sum(1 + c.bytes // (part_rows * LEAST_BYTES) for c in self.containers)
 
     def progress(self) -> Progress:
         """Counts images; of how many is not known as long as a container is not planned."""
