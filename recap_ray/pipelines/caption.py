@@ -47,6 +47,7 @@ PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json
 # and once more, for what was the fault of a machine.
 TRIES = 3
 LOST_AT_MOST = 32  # parts that kill their process; then a try ends, which could otherwise take days to fail with all
+LEAST_BYTES = 1024  # that an image takes in a tar: its header, and a block
 HOPELESS = 8  # parts that failed while none was captioned: it is not the pictures
 
 
@@ -70,7 +71,7 @@ def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decod
         if work:
             run.reopen()
             with ray_session(settings), losing_blocks(), stopping(run.folder / STOP_FILE) as stop_file:
-                actors = model_actors(settings.actor_range, settings.device, len(work.parts) + len(work.containers))
+                actors = model_actors(settings.actor_range, settings.device, work.most_parts(settings.part_rows))
                 loader = ImageLoader(captioner.preparer, limits, decoder)
                 stages = CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
                 with shared_index(captioner, settings.index_search, actors.most):
@@ -91,6 +92,10 @@ class Work:
 
     def __bool__(self) -> bool:
         return bool(self.parts or self.containers)
+
+    def most_parts(self, part_rows: int) -> int:
+        """How many parts there can be at most, those of containers guessed by their size."""
+        return len(self.parts) + sum(1 + c.bytes // (part_rows * LEAST_BYTES) for c in self.containers)
 
     def progress(self) -> Progress:
         """Counts images; of how many is not known as long as a container is not planned."""

@@ -11,9 +11,10 @@ import pytest
 
 from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
+from recap_ray.inputs.finding import Container, find_input
 from recap_ray.outputs import read_rows
 from recap_ray.parts import Part
-from recap_ray.pipelines.caption import caption_with
+from recap_ray.pipelines.caption import Work, caption_with
 from recap_ray.pipelines.caption_stages import CaptionStages
 from recap_ray.pipelines.cluster import ModelActors
 from recap_ray.pipelines.loading import ImageLoader
@@ -219,6 +220,14 @@ def test_a_picture_that_never_ends_costs_one_row(tmp_path, ray_running, monkeypa
     assert run(settings_of(tmp_path)) == 0
     errors = {key: row["error"] for key, row in rows_in(tmp_path).items() if row["error"]}
     assert errors == {"000007": "decoder_hung: decoding took longer than 2 s"}
+
+
+def test_a_tar_that_is_not_yet_planned_may_be_the_work_of_many_actors(tmp_path):
+    tars = [Container(tmp_path / "a.tar", 500 * 2**20, ""), Container(tmp_path / "b.tar", 10_240, "")]
+    assert Work([], tars, 0, 0).most_parts(1024) == 502
+    write_tar(tmp_path / "c.tar", range(100))
+    [small] = find_input(str(tmp_path / "c.tar")).containers
+    assert Work([], [small], 0, 0).most_parts(10) >= 10
 
 
 def test_a_stage_on_gpus_keeps_parts_whole(tmp_path, ray_running):
