@@ -1,4 +1,4 @@
-"""`python -m tests.fake_caption`: a captioning driver with stand-ins for the models, to be killed."""
+"""`python -m tests.fake_caption`: a captioning driver with stand-ins for the models, to be killed or measured."""
 
 import argparse
 import sys
@@ -15,10 +15,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.05, help="that a part takes the captioner")
     parser.add_argument("--part-rows", type=int, default=50)
     parser.add_argument("--actors", type=int, default=1)
+    parser.add_argument("--num-cpus", type=int, default=2)
+    parser.add_argument("--object-store-mb", type=int, default=128)
     given = parser.parse_args()
     settings = CaptionSettings(
         images=given.images, output=given.output, index="unused", part_rows=given.part_rows, gpu_actors=given.actors,
-        num_cpus=2, object_store_mb=128,
+        num_cpus=given.num_cpus, object_store_mb=given.object_store_mb,
     )  # fmt: skip
     return caption_with(FakeCaptioner(given.seconds), settings, decode_a_byte)
 
