@@ -40,6 +40,7 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.full_size import FullSize, write_full_size
+from benchmarks.rates import steady_rate
 
 STEPS = 20
 NEIGHBOURS = 4
@@ -152,13 +153,6 @@ def bare_worker(flags: dict, photos: list[str], work: str, seconds: float, ready
         columns = captioner.caption(batch["pixels"], keys, StageClock())
         pq.write_table(pa.table(columns), f"{work}/captions/part-{number}-{done:04d}.parquet")
         done += 1
-
-
-def steady_rate(folder: Path, workers: int, part_rows: int) -> float:
-    """Images a second from the first finished part, when all workers are at work, to the moment when the first of them
-    may run dry, by the times of the parts' files."""
-    times = sorted(path.stat().st_mtime for path in folder.glob("part-*.parquet"))
-    return (len(times) - workers) * part_rows / (times[-workers] - times[0])
 
 
 def image_to_text(photos: list[Path], made: FullSize, size: int, cores: int, precision: str) -> float:

@@ -1,4 +1,4 @@
-"""`python -m tests.fake_caption`: a captioning driver with stand-ins for the models, to be killed."""
+"""`python -m tests.fake_caption`: a captioning driver with stand-ins for the models, to be killed or measured."""
 
 import argparse
 import sys
@@ -17,10 +17,13 @@ def main() -> int:
     parser.add_argument("--part-rows", type=int, default=50)
     parser.add_argument("--actors", default="1")
     parser.add_argument("--index", help="to retrieve from, spread over shard actors")
+    parser.add_argument("--num-cpus", type=int, default=2)
+    parser.add_argument("--object-store-mb", type=int, default=128)
     given = parser.parse_args()
     settings = CaptionSettings(
         images=given.images, output=given.output, index=given.index or "unused", index_search="spread",
-        part_rows=given.part_rows, gpu_actors=given.actors, num_cpus=2, object_store_mb=128,
+        part_rows=given.part_rows, gpu_actors=given.actors, num_cpus=given.num_cpus,
+        object_store_mb=given.object_store_mb,
     )  # fmt: skip
     captioner = FakeCaptioner(given.seconds)
     if given.index:

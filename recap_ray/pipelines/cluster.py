@@ -31,8 +31,8 @@ ACTORS_A_GPU = 2
 ACTOR_RETRIES = {"max_restarts": -1, "max_task_retries": 1}
 
 # Ray ends workers that were idle for a second where there are more of them than CPUs, as small shares of CPUs allow.
-# The next part then meets a process that has to load torch first, some 3 s of a core: of 113 parts on two busy cores
-# 50 did. Nodes of a cluster are told the same where they are started (cluster.yaml, deploy/).
+# The next part then meets a process that has to load torch first, some 3 s of a core: 113 parts on two busy
+# cores took 52 processes. Nodes of a cluster are told the same where they are started (cluster.yaml, deploy/).
 IDLE_WORKERS_KEPT_MS = 60_000
 
 
