@@ -89,7 +89,8 @@ def start_node(how: list[str], log: Path, variables: dict[str, str]) -> psutil.P
     deadline = time.monotonic() + START_S
     while "Ray runtime started" not in log.read_text():
         if node.poll() is not None or time.monotonic() > deadline:
+            there = [process.name() for process in below(node)]
             kill_with_all_below(node)
-            raise AssertionError(log.read_text())
+            raise AssertionError(f"no node within {START_S} s, but {there}: {log.read_text()}")
         time.sleep(0.1)
     return node

@@ -27,6 +27,7 @@ WAIT_S = 300.0
 SEARCHES_AT_ONCE = 4  # in an actor, a thread each
 OPTIONS: dict[str, Any] = {
     "num_cpus": 0,  # a CPU taken here would be missing to the stages around it
+    "memory": 2**20,  # bytes: actors that ask for nothing at all are put on any node, whatever they are told
     "max_restarts": -1,
     "max_task_retries": -1,
     "max_concurrency": SEARCHES_AT_ONCE,
@@ -75,9 +76,7 @@ class SpreadIndex(CaptionSearch):
     @contextmanager
     def started(cls, card: IndexCard, nodes: Sequence[str], wait_s: float = WAIT_S) -> Iterator[SpreadIndex]:
         """Starts an actor on each of the nodes with these ids (never more than there are shards), and ends them
-        afterwards. Which node is told: Ray's strategy SPREAD put both actors on one node of two, they ask for no CPU.
-
-        Raises UserError if a shard cannot be opened.
+        afterwards. Raises UserError if a shard cannot be opened.
         """
         slices = np.array_split(np.arange(card.shards), min(len(nodes), card.shards))
         actor = ray.remote(**OPTIONS)(ShardActor)
