@@ -36,6 +36,11 @@ def root(request, tmp_path, ray_running):
     return storage_path(f"{request.getfixturevalue('s3')}/{tmp_path.name}", "--output")
 
 
+# Each of the jobs below starts Ray's workers anew; one place is enough for most of them.
+DISK = pytest.mark.parametrize("root", ["disk"], indirect=True)
+STORE = pytest.mark.parametrize("root", ["store"], indirect=True)
+
+
 def write_tar(path, keys: range, **odd: bytes):
     """A tar of one picture a key, but for odd ones, with captions."""
     data = io.BytesIO()
@@ -89,6 +94,7 @@ def test_tars_are_captioned_with_what_came_with_them_and_only_new_ones_later(roo
     assert "caption: 80 images, 80 already done" in capsys.readouterr().err
 
 
+@STORE
 def test_a_changed_tar_is_refused_or_done_again(root):
     for i in range(2):
         write_tar(root / "tars" / f"{i}.tar", range(15 * i, 15 * i + 15))
@@ -103,6 +109,7 @@ def test_a_changed_tar_is_refused_or_done_again(root):
     assert run(settings) == 0
 
 
+@DISK
 def test_a_changed_picture_is_refused_or_its_part_done_again(root):
     for i in range(25):
         commit(root / "tars" / f"{i:03d}.jpg", lambda path, i=i: path.write_bytes(bytes([i])))
@@ -116,6 +123,7 @@ def test_a_changed_picture_is_refused_or_its_part_done_again(root):
     assert run(settings) == 0
 
 
+@STORE
 def test_bad_members_and_a_cut_tar_are_rows_with_reasons(root):
     write_tar(root / "tars" / "0.tar", range(12), k3=b"", k5=b"x" * 200)
     whole = root / "tars" / "1.tar"
@@ -130,6 +138,7 @@ def test_bad_members_and_a_cut_tar_are_rows_with_reasons(root):
     assert len(rows) == 12 + 5 + 1
 
 
+@DISK
 def test_tables_of_images_are_captioned(root):
     table = pa.table({"key": [f"{i}" for i in range(33)], "jpg": [bytes([i]) for i in range(33)],
                       "caption": [f"about {i}" for i in range(33)]})  # fmt: skip

@@ -38,12 +38,11 @@ def everything(root, **changes):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("index_search", ["whole", "spread"])
-def test_a_run_needs_nothing_but_the_store(root, built, index_search):
-    output = f"{root}/out-{index_search}"
-    assert caption(built.caption_settings(output, index_search=index_search, **everything(root))) == 0
+def test_a_run_needs_nothing_but_the_store(root, built):
+    output = f"{root}/out"
+    assert caption(built.caption_settings(output, **everything(root))) == 0
     assert verify(VerifySettings(captions=output, images=f"{root}/images", **RAY_LIMITS)) == 0
-    summary = json.loads((root / f"out-{index_search}" / "summary.json").read_text())
+    summary = json.loads((root / "out" / "summary.json").read_text())
     assert summary["captioned"] == summary["images"] == 20
 
 
@@ -52,4 +51,4 @@ def test_what_is_not_there_is_told(root, built, name):
     prefix = "local-dir:" if name == "clip" else ""
     given = everything(root, **{name: f"{prefix}{root}/none"})
     with pytest.raises(UserError, match=rf"--{name.replace('_', '-')} .*/none.* does not exist"):
-        caption(built.caption_settings(f"{root}/out", **given))
+        caption(built.caption_settings(f"{root}/other", **given))
