@@ -13,9 +13,10 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,8 @@ def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decod
         tally.progress = work.progress()
         if work:
             run.reopen()
-            with ray_session(settings), losing_blocks(), stopping(run.folder / STOP_FILE) as stop_file:
-                actors = model_actors(settings.actor_range, settings.device, work.most_parts(settings.part_rows))
-                loader = ImageLoader(captioner.preparer, limits, decoder)
-                stages = CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
-                with shared_index(captioner, settings.index_search, actors.most):
-                    caption_all(stages, work, tally)
-            tally.actors = actors.most
+            loader = ImageLoader(captioner.preparer, limits, decoder)
+            caption_all(partial(open_stages, run, loader, captioner, settings), work, tally)
         tally.progress.finish()
         return finish(run, tally, settings.max_error_rate)
 
@@ -174,28 +170,45 @@ class Tally:
         return self.progress.state() if self.progress else {}
 
 
-def caption_all(stages: CaptionStages, work: Work, tally: Tally) -> None:
-    """Tries what there is to do, and then again what failed, in isolation."""
-    parts, containers, tried = work.parts, work.containers, 0
+@contextmanager
+def open_stages(
+    run: Run, loader: ImageLoader, captioner: Captioner, settings: CaptionSettings, work: Work
+) -> Iterator[CaptionStages]:
+    """The stages in a session of Ray, on the nodes that are there now."""
+    with ray_session(settings), losing_blocks(), stopping(run.folder / STOP_FILE) as stop_file:
+        actors = model_actors(settings.actor_range, settings.device, work.most_parts(settings.part_rows))
+        with shared_index(captioner, settings.index_search, actors.most):
+            yield CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
+
+
+def caption_all(opened: Callable[[Work], AbstractContextManager[CaptionStages]], work: Work, tally: Tally) -> None:
+    """Tries what there is to do, and then again what failed, in isolation.
+
+    Each try has a session of Ray of its own: actors that wait for a block of a dead node keep their GPUs for as long as
+    the session lasts.
+    """
+    tried = 0
     while tried < TRIES:
-        accident = caption_once(stages.chain(parts, containers, isolated=tried > 0), tally)
+        with opened(work) as stages:
+            tally.actors = stages.actors.most
+            accident = caption_once(stages.chain(work.parts, work.containers, isolated=tried > 0), tally)
         if tally.stopped:
             break
         stalled = isinstance(accident, Stalled)
         tried += not stalled
         plans, done = plans_in(stages.plans), finished_parts(stages.run.folder / "captions")
-        containers = compare_containers(containers, plans).containers
+        containers = compare_containers(work.containers, plans).containers
         parts = [part for part in parts_of(plans) if part.name not in done]
+        work = replace(work, parts=parts, containers=containers)
         # After an accident the other parts did not fail: they were not reached.
         killed = "" if accident else "its process was killed; no traceback"
         reasons = {part.name: tally.failures.get(part.name, killed) for part in parts}
         reasons |= {str(container.path): "" if accident else "it could not be indexed" for container in containers}
         tally.failures = {name: why for name, why in reasons.items() if why}
-        if not parts and not containers:
+        if not work:
             break
         left = f"{len(parts) + len(containers):,} parts"
         if stalled:
-            stages = replace(stages, actors=stages.actors.that_fit())
             print(f"caption: {accident}: {left} go on with the nodes that are there", flush=True)
             continue
         if accident:

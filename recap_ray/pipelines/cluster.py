@@ -10,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -102,14 +102,6 @@ class ModelActors:
             **ACTOR_RETRIES,
         }
 
-    def that_fit(self) -> ModelActors:
-        """As many of them as there is room for now that nodes died, each with its share of a GPU as before."""
-        room = _room()
-        if self.gpu_share:
-            room = min(room, int(_resource("GPU") / self.gpu_share))
-        least = max(1, min(self.least, room))
-        return replace(self, least=least, most=self.most if self.least < self.most else least)
-
 
 def model_actors(asked: tuple[int, int] | None, device: str, parts: int) -> ModelActors:
     """How many actors hold models: as many as asked for, at least and at most, else two a GPU, so that one computes
@@ -128,7 +120,7 @@ def model_actors(asked: tuple[int, int] | None, device: str, parts: int) -> Mode
         asked = (1, parts)  # GPUs that are to come
     if asked and asked[0] < asked[1]:
         return ModelActors(min(asked[0], parts), min(asked[1], parts), 1 / ACTORS_A_GPU if on_gpus else 0)
-    room = _room()
+    room = max(1, int((_resource("CPU") - 1) / CPU_SHARE))
     if asked and asked[0] > room:  # without a CPU left for the stages around it nothing would ever move
         raise UserError(
             f"--gpu-actors {asked[0]}: {_resource('CPU'):g} CPUs have room for at most {room} beside the other stages; "
@@ -184,11 +176,6 @@ def cpu_stage() -> dict[str, Any]:
     default is to retry for ever."""
     # A cluster that starts from a head without CPUs has none yet.
     return {"batch_size": None, "num_cpus": min(1.0, _resource("CPU") / 4 or 1.0), "max_retries": 1}
-
-
-def _room() -> int:
-    """How many actors fit on the CPUs beside the other stages."""
-    return max(1, int((_resource("CPU") - 1) / CPU_SHARE))
 
 
 def _resource(name: str) -> float:
