@@ -25,9 +25,12 @@ RAY_LIMITS = {"num_cpus": 2, "object_store_mb": 512}
 TINY = {"clip": "tiny", "language_model": "tiny"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def s3():
-    """The URL of an empty bucket of a store on this machine, found through the usual environment."""
+    """The URL of an empty bucket of a store on this machine, found through the usual environment.
+
+    From the first test on: s3fs keeps what it once found there.
+    """
     import fsspec
 
     from tests.s3 import KEYS, environment, s3_server

@@ -119,11 +119,10 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path, name, text, message):
     assert name in str(caught.value)
 
 
-def test_a_missing_file_and_a_url_are_told(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        read_pairs(str(tmp_path / "none.tsv"))
-    with pytest.raises(UserError, match="is a URL"):
-        read_pairs("s3://bucket/pairs.tsv")
+def test_a_missing_file_and_a_url_that_leads_nowhere_are_told(tmp_path, s3):
+    for none in (str(tmp_path / "none.tsv"), f"{s3}/none.tsv"):
+        with pytest.raises(UserError, match=f"{none} does not exist"):
+            read_pairs(none)
 
 
 # --- Flickr8k's token file ---

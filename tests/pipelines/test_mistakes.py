@@ -136,7 +136,7 @@ def decoder(tmp_path_factory) -> str:
         ({}, "--index is not for --method clipcap: leave it out"),
         ({"index": None}, "--language-model is not for --method clipcap: leave it out"),
         ({**PREFIX, "decoder": None}, "--method clipcap writes with a decoder: give --decoder, a folder made by"),
-        ({**PREFIX, "decoder": "none"}, "--decoder none (make it with train-decoder or import-decoder): none/decoder"),
+        ({**PREFIX, "decoder": "none"}, "--decoder none (make it with train-decoder or import-decoder): /"),
         ({**PREFIX, "method": "capdec"}, "was made for --method clipcap, not capdec"),
         ({**PREFIX, "clip": "ViT-B-32:openai", "alignment": None}, "(128 dimensions), but --clip is ViT-B-32:openai"),
         ({**PREFIX, "candidates": 6}, "--beams 5 gives no more captions: --candidates can be 5 at most"),
