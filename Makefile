@@ -31,9 +31,10 @@ demo: install    ## caption rendered scenes offline, with and without alignment
 compare: install ## train clipcap and capdec on rendered scenes, and compare them with recap
 	$(BIN)/recap-ray demo --methods recap,clipcap,capdec --output $(DEMO_OUTPUT)-compare
 
-# Two files at a time: most of a test with Ray is one process that starts, and one core that waits.
+# Two files at a time: most of a test with Ray is one process that starts, and one core that waits. In their order, for
+# the files with the fewest tests take the longest.
 test: install lint  ## lint, then all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 faults: install  ## kill processes at random moments, each kind five times, and count what was lost
 	$(BIN)/python -m tests.faults --times 5
