@@ -1,7 +1,9 @@
 """One Ray and one small embedded world for the whole session."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
 
@@ -48,6 +51,17 @@ def ray_running(s3):
 
     with ray_session(RaySettings(**RAY_LIMITS)):
         yield
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of pytest's processes makes, and all of them read."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / f"once-{name}"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 @dataclass(frozen=True)
@@ -89,14 +103,16 @@ def built(tmp_path_factory, ray_running) -> Built:
     from recap_ray.pipelines.fit_alignment import fit_alignment
     from recap_ray.settings import BuildIndexSettings, FitAlignmentSettings
 
-    folder = tmp_path_factory.mktemp("built")
-    world = World.render(folder / "world", fit_images=300, index_captions=400, held_out_images=60, seed=7)
-    common = {"clip": "tiny", **RAY_LIMITS}
-    alignment, index = str(folder / "alignment"), str(folder / "index")
-    assert fit_alignment(FitAlignmentSettings(pairs=str(world.pairs), output=alignment, part_rows=100, **common)) == 0
-    captions = str(world.index_captions)
-    assert build_index(BuildIndexSettings(captions=captions, output=index, shard_rows=150, **common)) == 0
-    return Built(world, index, alignment)
+    def make(folder: Path) -> None:
+        world = World.render(folder / "world", fit_images=300, index_captions=400, held_out_images=60, seed=7)
+        common = {"clip": "tiny", **RAY_LIMITS}
+        given = {"pairs": str(world.pairs), "output": str(folder / "alignment"), "part_rows": 100}
+        assert fit_alignment(FitAlignmentSettings(**given, **common)) == 0
+        given = {"captions": str(world.index_captions), "output": str(folder / "index"), "shard_rows": 150}
+        assert build_index(BuildIndexSettings(**given, **common)) == 0
+
+    folder = made_once(tmp_path_factory, "built", make)
+    return Built(World.at(folder / "world", {}), str(folder / "index"), str(folder / "alignment"))
 
 
 @pytest.fixture(scope="session")
@@ -113,9 +129,10 @@ def run_folder(built, tmp_path_factory) -> Path:
     """The held-out images captioned; copy it before changing anything."""
     from recap_ray.pipelines.caption import caption
 
-    settings = built.caption_settings(tmp_path_factory.mktemp("run") / "out")
-    assert caption(settings) == 0
-    return Path(settings.output)
+    def make(folder: Path) -> None:
+        assert caption(built.caption_settings(folder / "out")) == 0
+
+    return made_once(tmp_path_factory, "run", make) / "out"
 
 
 @pytest.fixture(scope="session")
@@ -123,9 +140,12 @@ def loop_settings(built, tmp_path_factory):
     """Of an augmentation loop of one round over 60 pairs, a fifth of them set aside."""
     from recap_ray.settings import AugmentIndexSettings
 
-    folder = tmp_path_factory.mktemp("loop")
-    lines = built.world.pairs.read_text().splitlines()[:61]
-    (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        lines = built.world.pairs.read_text().splitlines()[:61]
+        (folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
+
+    folder = made_once(tmp_path_factory, "pairs", make)
     return AugmentIndexSettings(
         pairs=str(folder / "pairs.tsv"),
         image_root=str(built.world.pairs.parent),
@@ -142,9 +162,18 @@ def loop_settings(built, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def looped(loop_settings) -> Path:
-    """The folder of the loop, which was run."""
+def looped_once(loop_settings, tmp_path_factory) -> Path:
+    """What the loop wrote; for reading alone."""
     from recap_ray.pipelines.augment_index import augment_index
 
-    assert augment_index(loop_settings) == 0
+    def make(folder: Path) -> None:
+        assert augment_index(loop_settings) == 0
+        shutil.copytree(loop_settings.output, folder / "out")
+
+    return made_once(tmp_path_factory, "loop", make) / "out"
+
+
+@pytest.fixture(scope="session")
+def looped(loop_settings, looped_once) -> Path:
+    """The folder of the loop, which was run; one file of tests alone uses it, and may run it again."""
     return Path(loop_settings.output)

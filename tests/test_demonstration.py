@@ -11,7 +11,7 @@ from recap_ray.errors import UserError
 from recap_ray.settings import AugmentIndexSettings, DemoSettings
 
 
-def test_the_story_ends_with_a_table_captions_and_a_gallery(looped, tmp_path, capfd, monkeypatch):
+def test_the_story_ends_with_a_table_captions_and_a_gallery(looped_once, tmp_path, capfd, monkeypatch):
     def run(arguments):
         """The loop is the longest command, and run in the tests already: its folder is another's."""
         if arguments[0] != "augment-index":
@@ -20,7 +20,7 @@ def test_the_story_ends_with_a_table_captions_and_a_gallery(looped, tmp_path, ca
         flags = dict(zip(arguments[1::2], arguments[2::2]))
         assert AugmentIndexSettings.__dataclass_fields__.keys() >= {flag[2:].replace("-", "_") for flag in flags}
         assert Path(flags["--index"]).is_dir() and Path(flags["--pairs"]).is_file()
-        shutil.copytree(looped, flags["--output"])
+        shutil.copytree(looped_once, flags["--output"])
 
     real = demonstration.run
     monkeypatch.setattr(demonstration, "run", run)

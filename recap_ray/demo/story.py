@@ -46,6 +46,19 @@ class World:
     scenes: dict[str, Scene]  # held-out key -> its scene
 
     @classmethod
+    def at(cls, folder: Path, scenes: dict[str, Scene]) -> World:
+        """The world whose files are in a folder."""
+        return cls(
+            folder / "fit-pairs.tsv",
+            folder / "index-captions.txt",
+            folder / "held-out-images",
+            folder / "held-out-references.tsv",
+            folder / "loop-pairs.tsv",
+            folder / "validation-pairs.tsv",
+            scenes,
+        )
+
+    @classmethod
     def render(cls, folder: Path, fit_images: int, index_captions: int, held_out_images: int, seed: int) -> World:
         """Draws all scenes and writes them as PNG and JPEG files, TSV and text."""
         validation_images = max(1, int(VALIDATION_SHARE * fit_images))
@@ -56,15 +69,7 @@ class World:
         fit_keys = draw_all(fit, folder / "fit-images", seed)
         keys = draw_all(held_out, folder / "held-out-images", seed + 10_000_000)
         validation_keys = draw_all(validation, folder / "validation-images", seed + 20_000_000)
-        world = cls(
-            folder / "fit-pairs.tsv",
-            folder / "index-captions.txt",
-            folder / "held-out-images",
-            folder / "held-out-references.tsv",
-            folder / "loop-pairs.tsv",
-            folder / "validation-pairs.tsv",
-            dict(zip(keys, held_out)),
-        )
+        world = cls.at(folder, dict(zip(keys, held_out)))
         fit_names = [f"fit-images/{key}" for key in fit_keys]
         write_pairs(world.pairs, fit_names, fit, 1, seed)
         write_pairs(world.loop_pairs, fit_names[:LOOP_PAIRS], fit, 1, seed)
