@@ -57,10 +57,14 @@ class RaySettings(Settings):
     storage_options: Annotated[
         str | None, 'JSON for the file system of URLs: {"endpoint_url": "..."}; never kept; default the environment'
     ] = None  # fmt: skip
+    quiet: Annotated[bool, "tell nothing of the progress"] = False
+    json: Annotated[bool, "tell of the progress in JSON, a line every half minute on standard error"] = False
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
         super().check()
+        if self.quiet and self.json:
+            raise UserError("--quiet tells nothing and --json tells it in JSON: leave one of the two out")
         self.require("num_cpus", self.num_cpus is None or self.num_cpus >= 1, "at least 1")
         self.require("object_store_mb", self.object_store_mb >= 80, "at least 80, Ray's own minimum")
 
@@ -233,11 +237,10 @@ class DecodingSettings(ImageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionSettings(DecodingSettings):
-    """Caption every image of a folder; run the same command again to go on after a stop or with new images."""
+class CaptionerSettings(DecodingSettings):
+    """Which images are captioned, and by what."""
 
     images: Annotated[str, IMAGES_HELP]
-    output: Annotated[str, "folder or URL for captions/part-*.parquet, run.json and summary.json"]
     method: Annotated[str, "recap, clipcap or capdec"] = "recap"
     index: Annotated[str | None, "of recap: folder made by build-index"] = None
     index_search: Annotated[
@@ -246,12 +249,10 @@ class CaptionSettings(DecodingSettings):
     ] = "auto"  # fmt: skip
     decoder: Annotated[str | None, "of clipcap and capdec: folder made by train-decoder or import-decoder"] = None
     alignment: Annotated[str | None, "folder made by fit-alignment; without it images are not mapped"] = None
-    changed: Annotated[str, "refuse or redo: what to do if input was changed after it was captioned"] = "refuse"
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range, and for flags that are not the method's."""
         super().check()
-        self.require("changed", self.changed in ("refuse", "redo"), "refuse or redo")
         if self.method == "recap":
             if self.index is None:
                 raise UserError("--method recap retrieves captions: give --index, a folder made by build-index")
@@ -268,8 +269,43 @@ class CaptionSettings(DecodingSettings):
 
     def _leave_out(self, *names: str) -> None:
         for name in names:
-            if getattr(self, name) != getattr(CaptionSettings, name):
+            if getattr(self, name) != getattr(CaptionerSettings, name):
                 raise UserError(f"--{name.replace('_', '-')} is not for --method {self.method}: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings(CaptionerSettings):
+    """Caption every image of a folder; run the same command again to go on after a stop or with new images."""
+
+    output: Annotated[str, "folder or URL for captions/part-*.parquet, run.json and summary.json"]
+    changed: Annotated[str, "refuse or redo: what to do if input was changed after it was captioned"] = "refuse"
+    plan: Annotated[str | None, "file written by plan: summary.json tells its figures beside the run's own"] = None
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range, and for flags that are not the method's."""
+        super().check()
+        self.require("changed", self.changed in ("refuse", "redo"), "refuse or redo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(CaptionerSettings):
+    """Caption a sample to tell what all images will take: the bottleneck, hours, size and cost."""
+
+    output: Annotated[str | None, "file for the figures as JSON, which `caption --plan` takes"] = None
+    sample: Annotated[int, "images to caption"] = 512
+    count: Annotated[float | None, "images to plan for, such as 1e9; default those of --images"] = None
+    gpus: Annotated[int | None, "GPUs like those here; default these"] = None
+    cpus: Annotated[int | None, "without GPU: CPU cores like those here; default these"] = None
+    cpus_a_gpu: Annotated[float | None, "CPU cores beside each GPU; default as many as it takes"] = None
+    gpu_hour_usd: Annotated[float | None, "price of a GPU for an hour, with the cores beside it"] = None
+    cpu_hour_usd: Annotated[float | None, "without GPU: price of a core for an hour"] = None
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range, and for flags that are not the method's."""
+        super().check()
+        self.require_positive("sample")
+        for name in ("count", "gpus", "cpus", "cpus_a_gpu", "gpu_hour_usd", "cpu_hour_usd"):
+            self.require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ BOTTOM = {
     "schema",
     "settings",
     "errors",
+    "forecast",
     "progress",
     "stage_times",
 }

@@ -24,6 +24,7 @@ from ray.data import DataContext
 
 from recap_ray.captioners import Captioner, make_captioner
 from recap_ray.errors import UserError, first_line
+from recap_ray.forecast import beside_plan
 from recap_ray.images import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Container, Input, find_input
 from recap_ray.inputs.planning import compare_containers, plan_files
@@ -58,9 +59,12 @@ def caption(settings: CaptionSettings) -> int:
     return caption_with(make_captioner(settings), settings)
 
 
-def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels) -> int:
-    """As `caption`, with any captioner, and any decoder of pictures."""
-    found = find_input(settings.images)
+def caption_with(
+    captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels, found: Input | None = None
+) -> int:
+    """As `caption`, with any captioner and any decoder of pictures, and of what --images names what was `found`."""
+    planned = read_json(settings.plan, "--plan") if settings.plan else None
+    found = found or find_input(settings.images)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     absolute = {name: str(storage_path(path, f"--{name}")) for name in PATHS if (path := getattr(settings, name))}
     shaping = {"images": absolute["images"], **captioner.identity, "limits": asdict(limits)}
@@ -74,7 +78,7 @@ def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decod
             loader = ImageLoader(captioner.preparer, limits, decoder)
             caption_all(partial(open_stages, run, loader, captioner, settings), work, tally)
         tally.progress.finish()
-        return finish(run, tally, settings.max_error_rate)
+        return finish(run, tally, settings.max_error_rate, planned)
 
 
 @dataclass
@@ -157,13 +161,16 @@ class Tally:
     images: int = 0
     stopped: bool = False
     actors: int = 0
+    first_s: float = 0.0  # seconds until the first part was done: models have to be loaded
 
     def add(self, report: Mapping[str, Any]) -> None:
         """Adds the report of a captioned part."""
         self.images += report["rows"]
         self.times.add(StageClock(report["times"]))
         if self.progress:
-            self.progress.update(report["rows"], report["errors"])
+            self.first_s = self.first_s or self.progress.seconds
+            slowest = summarise_times(self.times, self.images, self.actors)["bottleneck"]
+            self.progress.update(report["rows"], report["errors"], f"{slowest} is the bottleneck")
 
     def state(self) -> Mapping[str, Any]:
         """How far it is, for people to see."""
@@ -284,17 +291,24 @@ def stopping(stop_file: Path) -> Iterator[Path]:
         stop_file.unlink(missing_ok=True)
 
 
-def finish(run: Run, tally: Tally, max_error_rate: float) -> int:
-    """Writes summary.json, and _SUCCESS if every part is there; gives the exit code."""
+def finish(run: Run, tally: Tally, max_error_rate: float, plan: Mapping[str, Any] | None = None) -> int:
+    """Writes summary.json, with the figures of a plan if there is one, and _SUCCESS if every part is there; gives the
+    exit code."""
     report_failures(run, tally)
     planned = [part.name for part in parts_of(plans_in(run.folder / "plan"))]
     finished = finished_parts(run.folder / "captions")
     missing = set(planned) - finished
     summary = summarise(run.folder, [name for name in planned if name in finished])
     if tally.images and (progress := tally.progress):  # of the last session that had something to do
-        rate = {"seconds": round(progress.seconds, 1), "images_per_second": round(progress.rate, 2)}
+        rate = {
+            "seconds": round(progress.seconds, 1),
+            "seconds_to_first_part": round(tally.first_s, 1),
+            "images_per_second": round(progress.rate, 2),
+        }
         times = summarise_times(tally.times, tally.images, tally.actors)
         summary |= {**rate, "stages": times}
+        if plan:
+            summary["planned"] = beside_plan(plan, tally.images, progress.seconds)
         print(times_table(times))
     if "seconds" in summary or not (run.folder / "summary.json").exists():
         run.write("summary.json", summary)
