@@ -27,6 +27,7 @@ class Progress:
     ):
         self.what, self.total, self.unit = what, total, unit
         self.open_end = open_end  # the total is not yet known: there are more
+        self.about = ""  # "about ", if the total is an estimate
         self.before = self.done = done  # what an earlier run did has no part in the rate
         self.errors = 0
         self.note = ""
@@ -46,6 +47,10 @@ class Progress:
         if now - self.shown >= (LIVE_EVERY_S if self.live else LOG_EVERY_S):
             self.shown = now
             self._print(self.line(), end="\r" if self.live else "\n")
+
+    def expect(self, total: int, exact: bool) -> None:
+        """What the total is known or estimated to be by now."""
+        self.total, self.open_end, self.about = max(total, self.done), False, "" if exact else "about "
 
     def finish(self) -> None:
         """Shows the last line."""
@@ -82,7 +87,7 @@ class Progress:
         errors = f", {self.errors:,} errors" if self.errors else ""
         left = f", {duration(self.seconds_left)} left" if self.seconds_left else ""
         share = f" ({100 * self.done / max(self.total, 1):.0f} %)"
-        of = f" of {self.total:,} {self.unit}{share}" if not self.open_end else f" {self.unit}"
+        of = f" of {self.about}{self.total:,} {self.unit}{share}" if not self.open_end else f" {self.unit}"
         note = f", {self.note}" if self.note else ""
         return (
             f"{self.what}: {self.done:,}{of}{errors}, "

@@ -64,6 +64,17 @@ def test_a_terminal_gets_one_line_that_is_written_over(clock):
     assert "caption: 9 of 10 images (90 %), 1.0 images/s, 9 s, 1 s left, generate is the bottleneck" in out.getvalue()
 
 
+def test_an_open_end_becomes_an_estimate_and_then_a_number(clock):
+    progress = Progress("caption", 0, "images", stream=io.StringIO(), open_end=True)
+    clock[0] = 10.0
+    progress.update(100)
+    assert progress.line() == "caption: 100 images, 10.0 images/s, 10 s"
+    progress.expect(1000, exact=False)
+    assert progress.line() == "caption: 100 of about 1,000 images (10 %), 10.0 images/s, 10 s, 1 min 30 s left"
+    progress.expect(500, exact=True)
+    assert progress.line() == "caption: 100 of 500 images (20 %), 10.0 images/s, 10 s, 40 s left"
+
+
 def test_in_json_every_line_is_an_object_with_what_a_line_tells(clock, told_otherwise):
     told_otherwise(as_json=True)
     out = io.StringIO()

@@ -27,7 +27,7 @@ from recap_ray.errors import UserError, first_line
 from recap_ray.forecast import beside_plan
 from recap_ray.images import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Container, Input, find_input
-from recap_ray.inputs.planning import compare_containers, plan_files
+from recap_ray.inputs.planning import compare_containers, estimate_rows, plan_files
 from recap_ray.packs import finish_packs, unpack
 from recap_ray.parts import Part, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
@@ -50,6 +50,7 @@ PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json
 TRIES = 3
 LOST_AT_MOST = 32  # parts that kill their process; then a try ends, which could otherwise take days to fail with all
 LEAST_BYTES = 1024  # that an image takes in a tar: its header, and a block
+RECOUNT_S = 5.0  # after which the images are counted that were found by then
 HOPELESS = 8  # parts that failed while none was captioned: it is not the pictures
 
 
@@ -73,6 +74,8 @@ def caption_with(
     with run.at_work(tally.state):
         work = find_work(run, found, settings)
         tally.progress = work.progress()
+        if work.containers:
+            tally.recount = lambda: estimate_rows(found.containers, plans_in(run.folder / "plan"))
         if work:
             run.reopen()
             loader = ImageLoader(captioner.preparer, limits, decoder)
@@ -161,6 +164,8 @@ class Tally:
     images: int = 0
     stopped: bool = False
     actors: int = 0
+    recount: Callable[[], tuple[int, bool] | None] | None = None  # images there are, and whether that is exact
+    recount_s: float = RECOUNT_S
     first_s: float = 0.0  # seconds until the first part was done: models have to be loaded
 
     def add(self, report: Mapping[str, Any]) -> None:
@@ -169,8 +174,19 @@ class Tally:
         self.times.add(StageClock(report["times"]))
         if self.progress:
             self.first_s = self.first_s or self.progress.seconds
+            self._recount(self.progress)
             slowest = summarise_times(self.times, self.images, self.actors)["bottleneck"]
             self.progress.update(report["rows"], report["errors"], f"{slowest} is the bottleneck")
+
+    def _recount(self, progress: Progress) -> None:
+        """Tars and tables are planned while others are captioned: the plans that are there tell how many images there
+        will be. Listed ever more seldom, for there may be a hundred thousand."""
+        if not self.recount or progress.seconds < self.recount_s:
+            return
+        self.recount_s = 2 * progress.seconds
+        if expected := self.recount():
+            progress.expect(*expected)
+            self.recount = None if expected[1] else self.recount
 
     def state(self) -> Mapping[str, Any]:
         """How far it is, for people to see."""
