@@ -9,10 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test faults lint format lock wheel clean
+.PHONY: help install demo compare test faults docs-check lint format lock wheel clean
 
 help:            ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 install: .venv/.installed  ## make .venv from requirements.lock
 
@@ -38,6 +38,9 @@ test: install lint  ## lint, then all tests
 
 faults: install  ## kill processes at random moments, each kind five times, and count what was lost
 	$(BIN)/python -m tests.faults --times 5
+
+docs-check: install  ## run every recap-ray command of README.md, on rendered scenes with the embedded models
+	$(BIN)/python -m tests.docs_check
 
 lint: install    ## style, layers and types
 	$(BIN)/ruff check .
