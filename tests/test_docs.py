@@ -25,22 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FILES = [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py") if ".venv" not in path.parts]
 FOLDERS = ("recap_ray", "docs", "jobs", "tests", "benchmarks", "deploy")
 MODULES = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-DATA = {
-    "py",
-    "json",
-    "jsonl",
-    "safetensors",
-    "parquet",
-    "npz",
-    "npy",
-    "txt",
-    "tsv",
-    "csv",
-    "html",
-    "md",
-    "svg",
-    "faiss",
-}
+DATA = set("py json jsonl safetensors parquet npz npy txt tsv csv html md svg faiss".split())
 
 
 def without_code(text: str) -> str:
