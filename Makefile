@@ -53,7 +53,7 @@ format: install  ## rewrite the code in the project's style
 
 lock: install    ## add what pyproject.toml asks for to requirements.lock, keeping the other pins
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --extra cpu --extra eval --extra dev pyproject.toml --output-file requirements.lock
+	  --extra cpu --extra eval --extra plots --extra dev pyproject.toml --output-file requirements.lock
 
 wheel: install   ## make dist/: the wheel, and the pinned versions, that cluster.yaml and deploy/Dockerfile install
 	@rm -f dist/recap_ray-*.whl

@@ -103,6 +103,9 @@ class FitAlignmentSettings(ImageSettings):
     standardise: Annotated[bool | None, "also divide each dimension by its deviation; default tries both"] = None
     normalise: Annotated[bool, "scale embeddings to unit length first"] = True
     held_out: Annotated[int, "images that maps are compared on, each never among those its map was fitted on"] = 2500
+    plots: Annotated[
+        str | None, "folder for figures (SVG): retrieval against strength, the modality gap before and after"
+    ] = None  # fmt: skip
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
@@ -497,6 +500,7 @@ class EvaluateSettings(ImageSettings):
     tokenizer: Annotated[str, "auto, ptb (needs Java), python"] = "auto"
     retrieval: Annotated[bool, "also rank each image's first reference among all: R@1, R@5, R@10, MRR"] = False
     protocol: Annotated[str, "of judgements: auto, flickr8k-expert, flickr8k-cf, table"] = "auto"
+    plots: Annotated[str | None, "folder for a figure (SVG) of how each score is distributed"] = None
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
