@@ -15,18 +15,18 @@ from recap_ray.runs import read_json
 from recap_ray.storage import storage_path
 
 
-def open_output(captions: str) -> tuple[Path, dict[str, Any], list[Path]]:
+def open_output(captions: str, flag: str = "--captions") -> tuple[Path, dict[str, Any], list[Path]]:
     """The folder that `caption` wrote, its run.json, and the files that hold its rows, in order.
 
-    Raises UserError if it is no such folder or holds no part yet.
+    Raises UserError, which names the flag that told the folder, if it is no such folder or holds no part yet.
     """
-    folder = storage_path(captions, "--captions")
-    run = read_json(folder / "run.json", f"--captions {captions} (expected an output folder of caption)")
+    folder = storage_path(captions, flag)
+    run = read_json(folder / "run.json", f"{flag} {captions} (expected an output folder of caption)")
     if run.get("job") != "caption":
-        raise UserError(f"--captions {captions} is an output of {run.get('job')}: expected one of caption")
+        raise UserError(f"{flag} {captions} is an output of {run.get('job')}: expected one of caption")
     files = part_files(folder / "captions")
     if not files:
-        raise UserError(f"--captions {captions} holds no finished part yet: run caption first")
+        raise UserError(f"{flag} {captions} holds no finished part yet: run caption first")
     return folder, run, files
 
 

@@ -539,16 +539,30 @@ class CompactSettings(RaySettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(RaySettings):
-    """Make one HTML page with pictures, captions, neighbours and scores."""
+    """Make one HTML page with pictures, captions, neighbours and scores, or with the captions of two runs."""
 
-    captions: Annotated[str, "output folder of caption"]
+    captions: Annotated[str | None, "output folder of caption"] = None
+    compare: Annotated[
+        tuple[str, str] | None, "instead: two output folders of caption, whose common images are set side by side"
+    ] = None  # fmt: skip
     output: Annotated[str, "HTML file to write"]
-    images: Annotated[int, "how many images to show, evenly spread over the run"] = 500
+    images: Annotated[int, "how many images to show"] = 500
+    sample: Annotated[
+        str, "which ones: even (spread over the run), random, or best or worst of the run by aCLIP-S"
+    ] = "even"  # fmt: skip
+    seed: Annotated[int, "of --sample random"] = 0
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
         super().check()
         self.require_positive("images")
+        known = ("even", "best", "worst", "random")
+        self.require("sample", self.sample in known, "even, best, worst or random")
+        self.require("seed", self.seed >= 0, "0 or more")
+        if (self.captions is None) == (self.compare is None):
+            raise UserError("give --captions (a run) or --compare (two runs side by side), one of the two")
+        if self.compare and self.sample in ("best", "worst"):
+            raise UserError(f"--sample {self.sample} is of one run: with --compare it can be even or random")
 
 
 @dataclass(frozen=True, kw_only=True)
