@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -87,20 +87,20 @@ def gap_figure(projection: GapProjection, gap: Mapping[str, float]) -> Figure:
 
     `gap`, before and after, is the distance of the means in all dimensions: `modality_gap` of alignment.json.
     """
-    figure = _figure(4.0)
+    figure = _figure(4.3, "compressed")  # constrained, for axes of equal scales
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     captions = projection.captions
     for place, when, images in zip(axes, ("before", "after"), (projection.before, projection.after)):
-        place.scatter(*images.T, s=7, c=BLUE, marker="o", alpha=0.35, lw=0, label="images")
-        place.scatter(*captions.T, s=9, c=ORANGE, marker="^", alpha=0.35, lw=0, label="captions")
+        place.scatter(*images.T, s=7, c=BLUE, marker="o", alpha=0.5, lw=0, label="images")
+        place.scatter(*captions.T, s=9, c=ORANGE, marker="^", alpha=0.5, lw=0, label="captions")
         means = np.stack([images.mean(0), captions.mean(0)])
         place.plot(*means.T, "-", c=BLACK, lw=2, label="means", zorder=3)
         for mean, colour, marker in zip(means, (BLUE, ORANGE), ("o", "^")):
             place.plot(*mean, marker, c=colour, ms=11, mec=BLACK, mew=1.5, zorder=4)
         place.set_title(f"{when} the map", fontsize="medium")
         place.set_aspect("equal")
-        place.set_xlabel(f"component 1 ({projection.variance[0]:.0%} of the variance)")
-    axes[0].set_ylabel(f"component 2 ({projection.variance[1]:.0%} of the variance)")
+        place.set_xlabel(f"principal component 1 ({projection.variance[0]:.0%} of variance)", fontsize="small")
+    axes[0].set_ylabel(f"principal component 2 ({projection.variance[1]:.0%} of variance)", fontsize="small")
     figure.suptitle(
         f"Modality gap: {gap['before']:.3f} before the map, {gap['after']:.3f} after\n"
         "(distance of the means in all dimensions)"
@@ -140,10 +140,10 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
-def _figure(height: float) -> Figure:
+def _figure(height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    return Figure(figsize=(WIDTH, height), layout=layout)
 
 
 def _draw_strengths(place: Axes, ridges: Sequence[Mapping[str, Any]]) -> None:

@@ -146,3 +146,10 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UserError, match="--plots .*/file is a file: expected a folder"):
         open_plots(str(tmp_path / "file"))
     assert open_plots(str(tmp_path / "new") + "/") == tmp_path / "new" and (tmp_path / "new").is_dir()
+
+
+def test_plots_go_to_a_store_too(s3):
+    folder = open_plots(f"{s3}/plots/")
+    save_plots({"scores": scores_figure({"CIDEr": np.arange(9.0)}, {})}, folder)
+    assert [path.name for path in folder.iterdir()] == ["scores.svg"]
+    assert "CIDEr: mean 4.000" in (folder / "scores.svg").read_text()
