@@ -32,6 +32,7 @@ JOBS: dict[str, tuple[type[s.Settings], str]] = {
     "train-decoder": (s.TrainDecoderSettings, "recap_ray.pipelines.train_decoder:train_decoder"),
     "evaluate": (s.EvaluateSettings, "recap_ray.pipelines.evaluate:evaluate"),
     "verify": (s.VerifySettings, "recap_ray.pipelines.verify:verify"),
+    "check": (s.CheckSettings, "recap_ray.pipelines.check:check"),
     "compact": (s.CompactSettings, "recap_ray.pipelines.compact:compact"),
     "report": (s.ReportSettings, "recap_ray.pipelines.report:report"),
     "demo": (s.DemoSettings, "recap_ray.demonstration:demo"),

@@ -49,11 +49,9 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaySettings(Settings):
-    """What a job may use of the machine or cluster."""
+class JobSettings(Settings):
+    """How a job reaches a store, and how it tells of its progress."""
 
-    num_cpus: Annotated[int | None, "CPUs of the local Ray that is started; default all of them"] = None
-    object_store_mb: Annotated[int, "shared memory of the local Ray, MiB"] = 2048
     storage_options: Annotated[
         str | None, 'JSON for the file system of URLs: {"endpoint_url": "..."}; never kept; default the environment'
     ] = None  # fmt: skip
@@ -65,6 +63,18 @@ class RaySettings(Settings):
         super().check()
         if self.quiet and self.json:
             raise UserError("--quiet tells nothing and --json tells it in JSON: leave one of the two out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings(JobSettings):
+    """What a job may use of the machine or cluster."""
+
+    num_cpus: Annotated[int | None, "CPUs of the local Ray that is started; default all of them"] = None
+    object_store_mb: Annotated[int, "shared memory of the local Ray, MiB"] = 2048
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
         self.require("num_cpus", self.num_cpus is None or self.num_cpus >= 1, "at least 1")
         self.require("object_store_mb", self.object_store_mb >= 80, "at least 80, Ray's own minimum")
 
@@ -522,6 +532,38 @@ class VerifySettings(RaySettings):
 
     captions: Annotated[str, "output folder of caption"]
     images: Annotated[str, "the images it was given"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings(JobSettings):
+    """Compare a run with an earlier one, the baseline; exit with 1 and a sentence for each metric that drifted."""
+
+    captions: Annotated[str, "output folder of caption"]
+    baseline: Annotated[str | None, "JSON file of --save-baseline to compare with; it must be there"] = None
+    save_baseline: Annotated[
+        str | None,
+        "JSON file to write if nothing drifted; the file of --baseline itself is written only where it is not there "
+        "yet, so that the first of scheduled runs, which passes, is the baseline of all others",
+    ] = None
+    output: Annotated[str | None, "JSON file for the comparison"] = None
+    images: Annotated[int, "rows to read at most, evenly spread over the run"] = 100_000
+    tolerance: Annotated[
+        float, "Kolmogorov-Smirnov distance of scores, words and neighbour similarity that does not matter, 0 to 1"
+    ] = 0.1
+    share_tolerance: Annotated[
+        float, "rise of the shares of errors and repeated captions that does not matter, 0 to 1"
+    ] = 0.02
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        if not (self.baseline or self.save_baseline):
+            raise UserError("give --baseline (a file to compare with) or --save-baseline (to make one of this run)")
+        if self.output and not self.baseline:
+            raise UserError(f"--output {self.output} is for a comparison: give --baseline too, or leave it out")
+        self.require_positive("images")
+        for name in ("tolerance", "share_tolerance"):
+            self.require(name, 0 <= getattr(self, name) <= 1, "a share, from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
