@@ -82,6 +82,13 @@ function show() {
   const all = cards.length.toLocaleString("en");
   shown.textContent = `${count.toLocaleString("en")} of ${all} shown, by ${by.dataset.name}, ${by.dataset[view.order]}`;
   document.getElementById("nothing").hidden = count > 0;
+  makeRoom();
+}
+
+/* What is scrolled to must not hide under the tools, which take as many lines as the window lets them. */
+function makeRoom() {
+  const covered = getComputedStyle(tools).position === "sticky" ? tools.offsetHeight : 0;
+  document.documentElement.style.scrollPaddingTop = `${covered + 16}px`;
 }
 
 function remember() {
@@ -106,11 +113,18 @@ function recall() {
   show();
 }
 
+/* Scrolls to an element, and again two frames later: cards take their true height only when they come into sight, and
+   the browser then moves the page to keep something else in its place. */
+function lookAt(element, block = "start") {
+  element.scrollIntoView({ block });
+  requestAnimationFrame(() => requestAnimationFrame(() => element.scrollIntoView({ block })));
+}
+
 /* After a change the first card is what one wants to see, not the place the reader had scrolled to. */
 function change() {
   show();
   remember();
-  if (list.getBoundingClientRect().top < tools.getBoundingClientRect().bottom) list.scrollIntoView();
+  if (list.getBoundingClientRect().top < tools.getBoundingClientRect().bottom) lookAt(list);
 }
 
 function sortBy(sort) {
@@ -123,7 +137,7 @@ function sortBy(sort) {
 function pick(name) {
   view.only = name === view.only ? "" : name;
   change();
-  if (view.only && list.getBoundingClientRect().top > innerHeight - 100) tools.scrollIntoView();
+  if (view.only && list.getBoundingClientRect().top > innerHeight - 100) lookAt(tools);
 }
 
 /* Leads to a card, even one that a filter hides. */
@@ -133,7 +147,7 @@ function goTo(rank) {
     text.value = kind.value = view.only = "";
     change();
   }
-  element.scrollIntoView({ block: "center" });
+  lookAt(element, "center");
   element.focus({ preventScroll: true });
 }
 
@@ -176,6 +190,7 @@ only.addEventListener("click", () => {
 });
 tools.addEventListener("submit", (event) => event.preventDefault());
 window.addEventListener("hashchange", recall);
+window.addEventListener("resize", makeRoom);
 
 tools.hidden = false;
 recall();

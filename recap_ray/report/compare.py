@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from recap_ray.report.gallery import FIELDS, SAMPLE_WORDS
 from recap_ray.report.page import (
+    BY_KEY,
+    FIELDS,
     MODELS,
+    SAMPLE_WORDS,
     SCORES,
+    Sort,
     finite,
     flatten,
     mean,
@@ -63,7 +66,7 @@ def render_comparison(
         titles=SCORES,
         fields=FIELDS,
         verdicts=[verdict(title, [card["changes"][name] for card in cards]) for name, title in scores.items()],
-        scores=scores,
+        sorts=sorts(scores),
         kinds=[(value, label, kinds[value] if value else len(cards)) for value, label in KINDS.items()],
         counted=kinds,
         plot=draw([tuple(side["scores"][plotted] for side in card["sides"]) for card in cards]) if plotted else None,
@@ -72,6 +75,12 @@ def render_comparison(
         tie=TIE,
         cards=cards,
     )
+
+
+def sorts(scores: Mapping[str, str]) -> list[Sort]:
+    """By key, and by B - A of each score that can be compared (column -> title)."""
+    changes = [(FIELDS[name], f"{title} change") for name, title in reversed(list(scores.items()))]
+    return [BY_KEY, *(Sort(field, label, "A ahead first", "B ahead first", "down") for field, label in changes)]
 
 
 def not_comparable(run_a: Row, run_b: Row) -> dict[str, str]:

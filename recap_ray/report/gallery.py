@@ -13,19 +13,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from recap_ray.report.histogram import Counts, Histogram, draw
-from recap_ray.report.page import SCORES, finite, flatten, mean, models_of, natural_order, render_page, split_error
+from recap_ray.report.page import (
+    BY_KEY,
+    FIELDS,
+    SAMPLE_WORDS,
+    SCORES,
+    Sort,
+    finite,
+    flatten,
+    mean,
+    models_of,
+    natural_order,
+    render_page,
+    split_error,
+)
 from recap_ray.schema import error_code
 from recap_ray.stage_times import WAITS
 
-# What the page says of a sample, and how it is ordered at first.
-SAMPLE_WORDS = {
-    "even": "evenly spread over the run",
-    "best": "those with the highest aCLIP-S",
-    "worst": "those with the lowest aCLIP-S",
-    "random": "drawn at random",
-}
-FIRST_ORDER = {"best": ("aligned", "down"), "worst": ("aligned", "up")}
-FIELDS = {"clip_score": "clip", "aligned_clip_score": "aligned"}  # what cards call the scores
+SORTS = [
+    BY_KEY,
+    *(Sort(FIELDS[name], title, "lowest first", "highest first", "down") for name, title in SCORES.items()),
+]
+FIRST_ORDER = {"best": ("aligned", "down"), "worst": ("aligned", "up")}  # of a sample; else by key
 REPEATED_AT_MOST = 10
 
 
@@ -53,6 +62,8 @@ def render_gallery(
         figures=found,
         images_of_run=max(summary.get("images", 0), found.images),
         sample=SAMPLE_WORDS[sample],
+        sorts=SORTS,
+        kinds=kinds(found),
         first_order=FIRST_ORDER.get(sample, ("key", "up")),
         speed=finite(summary.get("images_per_second")),
         seconds=finite(summary.get("seconds")),
@@ -95,6 +106,13 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> Figures:
         repeated=repeated[:REPEATED_AT_MOST],
         repeated_in_all=len(repeated),
     )
+
+
+def kinds(figures: Figures) -> list[tuple[str, str, int]]:
+    """What can be shown alone: (value as cards carry it, label, how many images)."""
+    failed = figures.images - figures.captions
+    every = [("", "all images", figures.images), ("captioned", "captioned", figures.captions)]
+    return [*every, ("error", "any error", failed), *((f"error {code}", code, n) for code, n in figures.errors)]
 
 
 def histograms(rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Counts] | None) -> list[Histogram]:

@@ -69,29 +69,32 @@ def draw(field: str, title: str, unit: str, counts: Counts, shown: Counts) -> Hi
     """
     if not counts.steps.any():
         return None
-    steps = len(counts.steps)
-    steps_shown = _padded(shown.steps, steps)
-    first, last = (int(i) for i in np.flatnonzero(counts.steps)[[0, -1]])
-    size = next(s for s in _round_sizes() if last // s - first // s < MOST_BARS)
-    starts = range(first // size * size, last // size * size + 1, size)
-    highest = max(int(counts.steps[s : s + size].sum()) for s in starts)
+    starts = _starts(counts.steps)
     slot = min(WIDTH / len(starts), WIDEST)
-    bars = []
-    for i, start in enumerate(starts):
-        count = int(counts.steps[start : start + size].sum())
-        bars.append(
-            Bar(
-                low=start / counts.steps_a_unit,
-                high=(start + size) / counts.steps_a_unit,
-                count=count,
-                shown=int(steps_shown[start : start + size].sum()),
-                label=_label(start, size, counts.steps_a_unit, unit),
-                x=round(i * slot, 2),
-                width=round(slot, 2),
-                height=round(HEIGHT * count / highest, 2),
-            )
+    in_bars, shown_in_bars = (
+        np.add.reduceat(_padded(c.steps, len(counts.steps)), starts).tolist() for c in (counts, shown)
+    )
+    bars = [
+        Bar(
+            low=start / counts.steps_a_unit,
+            high=(start + starts.step) / counts.steps_a_unit,
+            count=count,
+            shown=here,
+            label=_label(start, starts.step, counts.steps_a_unit, unit),
+            x=round(i * slot, 2),
+            width=round(slot, 2),
+            height=round(HEIGHT * count / max(in_bars), 2),
         )
-    return Histogram(field, title, bars, _ticks(starts, slot, counts.steps_a_unit), highest, int(counts.steps.sum()))
+        for i, (start, count, here) in enumerate(zip(starts, in_bars, shown_in_bars, strict=True))
+    ]
+    return Histogram(field, title, bars, _ticks(starts, slot, counts.steps_a_unit), max(in_bars), sum(in_bars))
+
+
+def _starts(steps: np.ndarray) -> range:
+    """The first step of each bar, from the lowest number to the highest; bars begin at multiples of their size."""
+    first, last = (int(i) for i in np.flatnonzero(steps)[[0, -1]])
+    size = next(s for s in _round_sizes() if last // s - first // s < MOST_BARS)
+    return range(first // size * size, last // size * size + 1, size)
 
 
 def _ticks(starts: range, slot: float, steps_a_unit: int) -> list[tuple[float, str]]:

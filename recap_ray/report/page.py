@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -38,6 +38,28 @@ MODELS = {
 }
 
 SCORES = {"clip_score": "CLIP-S", "aligned_clip_score": "aCLIP-S"}
+FIELDS = {"clip_score": "clip", "aligned_clip_score": "aligned"}  # what cards call them
+
+# What a page says of a sample.
+SAMPLE_WORDS = {
+    "even": "evenly spread over the run",
+    "best": "those with the highest aCLIP-S",
+    "worst": "those with the lowest aCLIP-S",
+    "random": "drawn at random",
+}
+
+
+class Sort(NamedTuple):
+    """A button that orders the cards by a number that they carry, `field`; and the order that comes first."""
+
+    field: str
+    label: str
+    up: str  # what that order is, in words
+    down: str
+    first: str
+
+
+BY_KEY = Sort("key", "Key", "A to Z", "Z to A", "up")
 
 
 def render_page(template: str, style: str, **values: Any) -> str:

@@ -7,6 +7,7 @@ from tests.report.rows import SCRIPT, row
 
 VISIBLE = "[...document.querySelectorAll('.card')].filter(card => card.checkVisibility())"
 KEYS = f"{VISIBLE}.map(card => card.querySelector('.key').textContent)"
+FRAMES = "(async () => { for (let i = 0; i < 4; i++) await new Promise(requestAnimationFrame) })()"
 RUN = {"settings": {"clip": "tiny", "output": f"out {SCRIPT}"}}
 
 
@@ -68,8 +69,30 @@ def test_a_dot_leads_to_its_card_even_where_a_filter_hides_it(chromium, page):
     click(chromium, ".dot:last-of-type")  # the rightmost: image 2
     assert chromium.js("document.activeElement.querySelector('.key').textContent") == "2"
     assert len(chromium.js(KEYS)) == 6
+    chromium.js(FRAMES)
     box = chromium.js("document.activeElement.getBoundingClientRect().toJSON()")
     assert box["top"] >= 0 and box["bottom"] <= 400
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_what_is_sorted_is_scrolled_to_below_the_tools(chromium, page, width):
+    chromium.open(page, width=width, height=600)
+    chromium.js("scrollTo(0, document.documentElement.scrollHeight)")
+    click(chromium, "[data-sort=aligned]")
+    chromium.js(FRAMES)
+    assert chromium.js(f"{VISIBLE}[0].getBoundingClientRect().top >= tools.getBoundingClientRect().bottom")
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+def test_no_part_of_a_card_lies_over_another(chromium, page, width):
+    chromium.open(page, width=width)
+    boxes = chromium.js(f"[...{VISIBLE}[0].children].map(part => part.getBoundingClientRect().toJSON())")
+    assert len(boxes) == 4
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert (
+                a["left"] >= b["right"] or b["left"] >= a["right"] or a["top"] >= b["bottom"] or b["top"] >= a["bottom"]
+            )
 
 
 def test_dots_are_reached_and_followed_by_keyboard(chromium, page):
