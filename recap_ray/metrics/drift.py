@@ -4,9 +4,8 @@ A difference counts if it is more than chance makes and more than matters. Chanc
 it allows a distance of 0.003, which any other night's pictures have.
 
 Distributions are compared by the two-sample Kolmogorov-Smirnov distance, the most by which their cumulative shares
-differ. By chance it exceeds sqrt(-ln(alpha / 2) / 2 * (1/n + 1/m)) in a share alpha of all cases at most (Smirnov 1948,
-"Table for Estimating the Goodness of Fit of Empirical Distributions"; the limit for large n and m, which small ones
-stay below).
+differ. By chance it exceeds sqrt(-ln(alpha / 2) / 2 * (1/n + 1/m)) in a share alpha of all cases at most, in the limit
+of large n and m (Smirnov 1948, "Table for Estimating the Goodness of Fit of Empirical Distributions").
 
 Shares count only where they are worse: fewer errors are no fault. Chance is three standard errors of the difference of
 two shares, with a success and a failure added to each (Agresti and Caffo 2000, "Simple and Effective Confidence

@@ -3,7 +3,8 @@
 A profile knows no image and no model, only what stands in the rows. Four distributions: CLIP-S, aCLIP-S, the caption's
 length in words, and how much its words are those of its own neighbours. The last one is what a score in a row cannot
 tell: captions that were moved to other images keep good scores, for nothing is scored again. For the same reason
-captions are counted that are among the candidates of their own row, with the score that the row has.
+captions are counted that are among the candidates of their own row, with the score that the row has. Captions moved
+together with all their scores are seen by their neighbours alone, so not where a method retrieves none.
 
 Rows are measured part by part; what was measured of many parts is joined to one profile.
 """

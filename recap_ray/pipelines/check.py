@@ -28,7 +28,7 @@ from recap_ray.storage import ask_for_each, storage_path
 
 FILES = 1000  # a store answers so many requests in a few seconds
 
-# What may differ between two runs of the same models; all else that made them is told where they drift.
+# What two runs of the same models may differ in; all else that made them is told where they drift.
 DATA = {"images", "limits"}
 
 # What makes the scores of two runs different things, whatever the captions.
@@ -37,23 +37,21 @@ SCORED_BY = {CLIP_S: ["clip"], ACLIP_S: ["clip", "alignment"]}
 
 def check(settings: CheckSettings) -> int:
     """Prints the comparison and returns 0, or 1 and a sentence for each metric that drifted."""
-    _, run, files = open_output(settings.captions)
     then = read_baseline(settings)
-    targets = {
-        flag: output_file(path, flag)
-        for flag, path in (("--output", settings.output), ("--save-baseline", settings.save_baseline))
-        if path
-    }
+    _, run, files = open_output(settings.captions)
+    output = output_file(settings.output) if settings.output else None
+    kept = then and is_own_baseline(settings)
+    target = output_file(settings.save_baseline, "--save-baseline") if settings.save_baseline and not kept else None
     profile = profile_of(files, settings.images, run["settings"]["part_rows"])
     found = compare(profile, then["profile"], settings.tolerance, settings.share_tolerance) if then else []
     others = differences(run, then) if then else []
     drifts = [explain(comparison, others) for comparison in found if comparison.drifted]
-    print_comparison(found, drifts, others, settings)
-    if path := targets.get("--output"):
-        write_json(path, as_json(run, profile, found, drifts, others))
-    if (path := targets.get("--save-baseline")) and not drifts and not (then and is_own_baseline(settings)):
-        write_json(path, baseline_of(settings.captions, run, profile))
-        print(f"baseline of {profile.rows:,} rows: {path}")
+    print_comparison(found, drifts, others, settings.captions)
+    if output:
+        write_json(output, as_json(run, profile, found, drifts, others))
+    if target and not drifts:
+        write_json(target, baseline_of(settings.captions, run, profile))
+        print(f"baseline of {profile.rows:,} rows: {target}")
     return 1 if drifts else 0
 
 
@@ -129,9 +127,7 @@ def explain(comparison: Comparison, others: Sequence[str]) -> str:
     return f"{comparison.sentence}; the baseline is of another {', '.join(others)}"
 
 
-def print_comparison(
-    found: Sequence[Comparison], drifts: Sequence[str], others: Sequence[str], settings: CheckSettings
-) -> None:
+def print_comparison(found: Sequence[Comparison], drifts: Sequence[str], others: Sequence[str], captions: str) -> None:
     """The table, and what follows from it."""
     if found:
         print(comparison_table(found))
@@ -140,7 +136,7 @@ def print_comparison(
     for sentence in drifts:
         print(f"drift: {sentence}")
     if drifts:
-        print(f"see them: recap-ray report --captions {settings.captions} --output gallery.html")
+        print(f"see them: recap-ray report --captions {captions} --output gallery.html")
     elif found:
         print("no drift")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from s3fs.core import S3File
 
 from recap_ray.cli import run as command
 from recap_ray.errors import UserError
@@ -265,6 +266,18 @@ def test_a_run_and_its_baseline_may_lie_in_a_store_packed_or_not(s3, capsys):
     assert checked(folder / "out", baseline, output=f"{s3}/check/found.json") == 0
     told = json.loads((folder / "found.json").read_text())
     assert told["rows"] == 600 and all(metric["distance"] == 0 for metric in told["metrics"])
+
+
+def test_of_a_large_pack_in_a_store_little_more_is_fetched_than_what_is_read(s3, monkeypatch):
+    folder = storage_path(f"{s3}/pack", "--captions")
+    write_run(folder, rows(count=2000))
+    pack(folder, 10)
+    [file] = part_files(folder / "captions")
+    fetched = []
+    fetch = S3File._fetch_range
+    monkeypatch.setattr(S3File, "_fetch_range", lambda self, a, b: fetched.append(b - a) or fetch(self, a, b))
+    assert profile_of([file], 2, PART_ROWS).rows == 2
+    assert 0 < sum(fetched) < file.stat().st_size / 2 and len(fetched) < 12
 
 
 def test_a_part_that_went_away_is_told(tmp_path, monkeypatch):
