@@ -1,3 +1,43 @@
-"""recap-ray: captions for web-scale image collections, as a batch job on Ray."""
+"""recap-ray: captions for web-scale image collections, as a batch job on Ray.
+
+From Python: `load_captioner` for pictures in memory, `fit_alignment` for the map, `caption_dataset` for a stage of
+one's own Ray Data pipeline. docs/python.md shows each in a few lines.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recap_ray.api.captioning import Caption, LoadedCaptioner, load_captioner
+    from recap_ray.api.fitting import FittedAlignment, fit_alignment
+    from recap_ray.errors import UserError
+    from recap_ray.pipelines.dataset import caption_dataset
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Caption",
+    "FittedAlignment",
+    "LoadedCaptioner",
+    "UserError",
+    "caption_dataset",
+    "fit_alignment",
+    "load_captioner",
+]
+
+# Loaded when first asked for: torch and the models take some eight seconds, which `recap-ray --help` does without.
+_HOMES = {
+    "Caption": "recap_ray.api.captioning",
+    "FittedAlignment": "recap_ray.api.fitting",
+    "LoadedCaptioner": "recap_ray.api.captioning",
+    "UserError": "recap_ray.errors",
+    "caption_dataset": "recap_ray.pipelines.dataset",
+    "fit_alignment": "recap_ray.api.fitting",
+    "load_captioner": "recap_ray.api.captioning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,13 @@
-"""Files of embeddings that somebody has already computed, read a block at a time: no model is needed to fit on them.
+"""Embeddings that somebody has already computed, read a block at a time: no model is needed to fit on them.
 
 | suffix   | what is read                                                                                   |
 |----------|------------------------------------------------------------------------------------------------|
 | .npz     | arrays `image` and `text` (n x d each), and if there `key` (n)                                 |
 | .parquet | columns `image` and `text` of lists of d numbers, and if there `key`                           |
 
-Row i is a pair. An image with several captions stands in several rows, with the same key or, without keys, with the
-very same embedding: it is one image by that, and never on both sides of a cross-validation.
+Arrays in memory come the same way. Row i is a pair. An image with several captions stands in several rows, with the
+same key or, without keys, with the very same embedding: it is one image by that, and never on both sides of a
+cross-validation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import tokenize
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -37,7 +38,7 @@ BLOCK_ROWS = 16_384
 class EmbeddingsFile:
     """An opened file: its pairs come block by block, checked."""
 
-    path: str
+    where: str  # what the user gave, to begin messages with
     rows: int
     dim: int
     table: _Table
@@ -49,27 +50,34 @@ class EmbeddingsFile:
         suffix = os.path.splitext(path)[1].lower()
         if suffix not in _TABLES:
             raise UserError(f"{flag} {path} is of no known format: expected {FORMATS}")
+        return cls._of(lambda: _TABLES[suffix](path), f"{flag} {path}", FORMATS)
+
+    @classmethod
+    def of_arrays(cls, image: np.ndarray, text: np.ndarray, keys: Sequence[str] | None, where: str) -> EmbeddingsFile:
+        """The same of arrays in memory (n, d) and, if there, a key for each row; messages begin with `where`."""
+        return cls._of(lambda: _Arrays(image, text, keys), where, "two arrays of n x d floats")
+
+    @classmethod
+    def _of(cls, open_table: Callable[[], _Table], where: str, expected: str) -> EmbeddingsFile:
         try:
-            table = _TABLES[suffix](path)
+            table = open_table()
             image, text, keys = table.shape("image"), table.shape("text"), table.keys()
         except (OSError, ValueError, KeyError, SyntaxError, zipfile.BadZipFile, pa.ArrowException) as error:
-            raise UserError(f"{flag} {path} could not be read ({first_line(error)}): expected {FORMATS}") from None
+            raise UserError(f"{where} could not be read ({first_line(error)}): expected {expected}") from None
         if image[0] != text[0]:
             raise UserError(
-                f"{flag} {path}: image has {image[0]} rows, text has {text[0]}: expected row i of both to be a pair, "
+                f"{where}: image has {image[0]} rows, text has {text[0]}: expected row i of both to be a pair, "
                 f"but row {min(image[0], text[0]) + 1} stands alone"
             )
         if keys not in (None, image[0]):
-            raise UserError(f"{flag} {path}: image has {image[0]} rows, key has {keys}: expected a key for each row")
+            raise UserError(f"{where}: image has {image[0]} rows, key has {keys}: expected a key for each row")
         if image[1] != text[1]:
-            raise UserError(
-                f"{flag} {path}: image has {image[1]} dimensions, text has {text[1]}: expected both of one CLIP"
-            )
+            raise UserError(f"{where}: image has {image[1]} dimensions, text has {text[1]}: expected both of one CLIP")
         if image[0] < 2:
-            raise UserError(f"{flag} {path} holds {image[0]} pair: expected at least two, to fit on and to choose by")
-        return cls(path, image[0], image[1], table)
+            raise UserError(f"{where} holds {image[0]} pair: expected at least two, to fit on and to choose by")
+        return cls(where, image[0], image[1], table)
 
-    def blocks(self, flag: str = "--embeddings") -> Iterator[tuple[EmbeddedPairs, list[str]]]:
+    def blocks(self) -> Iterator[tuple[EmbeddedPairs, list[str]]]:
         """The pairs and what tells their images apart, BLOCK_ROWS rows at a time; rows that follow each other with
         the same image become one image with several captions.
 
@@ -78,23 +86,22 @@ class EmbeddingsFile:
         """
         start = 0
         digest_of: dict[str, bytes] = {}  # key -> its image: two short strings an image, where there are keys
-        where = f"{flag} {self.path}"
         try:
             for image, text, keys in self.table.blocks(BLOCK_ROWS):
                 for name, vectors in (("image", image), ("text", text)):
-                    check_embeddings(vectors, _namer(f"{where}: the {name} of row", start + 1))
+                    check_embeddings(vectors, _namer(f"{self.where}: the {name} of row", start + 1))
                 first = np.concatenate([[True], np.any(image[1:] != image[:-1], axis=1)])
                 if keys is not None:
                     first[1:] |= keys[1:] != keys[:-1]
                 digests = [_digest(row) for row in image[first]]
                 names = [digest.hex() for digest in digests]
                 if keys is not None:
-                    _check_keys(keys[first], digests, np.flatnonzero(first) + start + 1, digest_of, where)
+                    _check_keys(keys[first], digests, np.flatnonzero(first) + start + 1, digest_of, self.where)
                     names = [str(key) for key in keys[first]]
                 yield EmbeddedPairs(image[first], text, np.cumsum(first) - 1), names
                 start += len(image)
         except (OSError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
-            raise UserError(f"{where} could not be read after row {start:,} ({first_line(error)})") from None
+            raise UserError(f"{self.where} could not be read after row {start:,} ({first_line(error)})") from None
 
 
 def _check_keys(
@@ -134,9 +141,7 @@ class _Npz:
     def shape(self, name: str) -> tuple[int, int]:
         with zipfile.ZipFile(self.path) as file, file.open(f"{name}.npy") as stream:
             shape, _, dtype = _npy_header(stream)
-        if len(shape) != 2 or dtype.kind != "f":
-            raise ValueError(f"{name} is {dtype} of shape {shape}, expected n x d floats")
-        return shape[0], shape[1]
+        return _checked_shape(name, shape, dtype)
 
     def keys(self) -> int | None:
         """How many keys there are; None without any."""
@@ -153,6 +158,33 @@ class _Npz:
             columns = [_npy_blocks(file, name, rows) for name in ("image", "text", "key") if name in self.names]
             for image, text, *keys in zip(*columns, strict=True):
                 yield _as_float(image), _as_float(text), keys[0] if keys else None
+
+
+class _Arrays:
+    """Arrays that are in memory already."""
+
+    def __init__(self, image: np.ndarray, text: np.ndarray, keys: Sequence[str] | None):
+        self.columns = {"image": np.ascontiguousarray(image), "text": np.ascontiguousarray(text)}
+        if keys is not None:
+            self.columns["key"] = np.array([None if key is None else str(key) for key in keys], object)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        return _checked_shape(name, self.columns[name].shape, self.columns[name].dtype)
+
+    def keys(self) -> int | None:
+        """How many keys there are; None without any."""
+        return len(self.columns["key"]) if "key" in self.columns else None
+
+    def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        for start in range(0, len(self.columns["image"]), rows):
+            image, text, *keys = (column[start : start + rows] for column in self.columns.values())
+            yield _as_float(image), _as_float(text), keys[0] if keys else None
+
+
+def _checked_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, int]:
+    if len(shape) != 2 or dtype.kind != "f":
+        raise ValueError(f"{name} is {dtype} of shape {shape}, expected n x d floats")
+    return shape[0], shape[1]
 
 
 def _npy_blocks(file: zipfile.ZipFile, name: str, rows: int) -> Iterator[np.ndarray]:

@@ -80,12 +80,26 @@ def decode_pixels(data: bytes, limits: ImageLimits = ImageLimits(), enough: int 
             shrink = round(width / image.width)
         if shrink == 1:
             pixels = _jpeg_pixels(data)
+    return _picture(image, (width, height), shrink, pixels)
+
+
+def picture_of(image: Image.Image, limits: ImageLimits = ImageLimits()) -> Picture:
+    """A picture that Pillow has opened or made, for ImagePreparer; of an animation the frame it is at.
+
+    Raises ImageError with the code too_many_pixels or truncated.
+    """
+    _check_pixels(image, limits)
+    return _picture(image, image.size)
+
+
+def _picture(image: Image.Image, size: tuple[int, int], shrink: int = 1, pixels: np.ndarray | None = None) -> Picture:
+    """The picture of full `size` (width, height), decoded by Pillow where there are no `pixels` yet."""
     if pixels is None:
         with _breakage_is_truncation():
             image.load()
             pixels = _as_array(_to_rgb(image))
     turn = TURNS.get(_orientation(image), AS_STORED)
-    return Picture(pixels, *((width, height) if turn[0] else (height, width)), turn, shrink)
+    return Picture(pixels, *(size if turn[0] else size[::-1]), turn, shrink)
 
 
 def decode(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Image:
@@ -114,10 +128,14 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageError("not_an_image", f"{len(data)} bytes of no known image format") from None
     except Exception as error:  # a header can break a codec in any way; none of them may stop a run
         raise ImageError("truncated", f"unreadable header ({error})") from None
+    _check_pixels(image, limits)
+    return image
+
+
+def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise ImageError("too_many_pixels", f"{width} x {height} pixels, the limit is {limits.max_pixels}")
-    return image
 
 
 @contextmanager

@@ -14,6 +14,7 @@ PACKAGE = Path(recap_ray.__file__).parent
 LAYERS = [
     "demonstration",
     "cli",
+    "api",
     "pipelines",
     "captioners",
     "training",
@@ -106,7 +107,7 @@ def test_every_job_is_a_script_and_a_command():
 
 LIGHT = (
     "part_stages", "caption_stages", "shard_stages", "shard_actors", "fold_sums", "example_writer", "loading", "rows",
-    "compact", "check",
+    "compact", "check", "fitting",
 )  # fmt: skip
 
 

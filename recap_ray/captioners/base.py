@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recap_ray.caption_index.search import CaptionSearch, IndexCard
 from recap_ray.preparing import ImagePreparer
 from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import StageClock
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # workers that only read and write come by here too, and start without FAISS
     import torch
+
+    from recap_ray.caption_index.search import CaptionSearch, IndexCard
 
 
 class Captioner(ABC):

@@ -7,10 +7,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 
+from recap_ray.captioners.rows import caption_rows
 from recap_ray.inputs.finding import Container
 from recap_ray.parts import Part
 from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage
@@ -18,7 +18,6 @@ from recap_ray.pipelines.guard import guarded
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.part_stages import ContainerPlanner, PartReader, PartWriter, container_item, part_items
 from recap_ray.runs import Run
-from recap_ray.schema import CAPTION_SCHEMA, CAPTIONER_COLUMNS
 from recap_ray.stage_times import StageClock
 from recap_ray.storage import storage_options
 
@@ -95,23 +94,7 @@ class CaptionActor(ModelActor):
         clock.arrived("decoded")
         if self.idle_since is not None:  # the first part had to wait for the models, not they for it
             clock.seconds["actors"] += perf_counter() - self.idle_since
-        good = np.flatnonzero(batch["error"] == "")
-        keys = [batch["key"][i] for i in good]
-        # A part may hold no good picture at all; captioners are never asked about none.
-        written = self.captioner.caption(batch["pixels"][good], keys, clock) if len(good) else {}
-        with clock.stage("assemble"):
-            rows = self._rows(batch, good, written)
+        rows = caption_rows(self.captioner, batch, clock)
+        rows = rows.append_column("part", pa.array(list(batch["part"]), pa.string()))
         self.idle_since = perf_counter()
         return rows.append_column("times", pa.array([clock.carried()] * len(rows)))
-
-    def _rows(self, batch: dict[str, Any], good: np.ndarray, written: dict[str, list[Any]]) -> pa.Table:
-        columns: dict[str, list[Any]] = {name: [None] * len(batch["key"]) for name in CAPTIONER_COLUMNS}
-        columns["error"] = [error or None for error in batch["error"]]
-        for name in written:
-            for i, value in zip(good, written[name]):
-                columns[name][i] = value
-        size = {name: [value or None for value in batch[name].tolist()] for name in ("width", "height")}
-        columns |= {"key": list(batch["key"]), "source": list(batch["source"]), **size}
-        columns["original_caption"] = [caption or None for caption in batch["original_caption"]]
-        rows = pa.table({field.name: pa.array(columns[field.name], field.type) for field in CAPTION_SCHEMA})
-        return rows.append_column("part", pa.array(list(batch["part"]), pa.string()))

@@ -1,7 +1,6 @@
 """Fit the map from image to caption space: pairs -> embeddings -> moments -> closed-form maps -> the best one.
 
-A/alignment.safetensors    weight (d, d), image_mean (d,), text_mean (d,), normalise ()
-A/alignment.json           the chosen recipe, the CLIP, and what every recipe retrieved on held-out images
+What is fitted on and written, whether embeddings are given or to be computed, is told in fitting.py.
 """
 
 from __future__ import annotations
@@ -12,21 +11,19 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from recap_ray.alignment import Candidate, Moments, Recipe, choose, cross_validate, project_gap, recipes, solve
-from recap_ray.alignment.cross_validation import FOLDS
+from recap_ray.alignment import Candidate, Recipe, project_gap, recipes
 from recap_ray.embeddings import EmbeddingsFile
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
+from recap_ray.pipelines.fitting import Fitted, check_dimensions, fit_gathered, gather_embeddings, save_fitted
 from recap_ray.pipelines.fold_sums import Gathered
-from recap_ray.pipelines.pair_moments import gather_embeddings, gather_pairs
+from recap_ray.pipelines.pair_moments import gather_pairs
 from recap_ray.report.plots import gap_figure, open_plots, require_matplotlib, retrieval_figure, save_plots
 from recap_ray.runs import Run, file_stamp, open_run, read_json
 from recap_ray.settings import FitAlignmentSettings
-from recap_ray.storage import commit
 from recap_ray.tables import read_located_pairs
 
 
@@ -53,7 +50,11 @@ def fit_alignment(settings: FitAlignmentSettings) -> int:
         gathered = gather_pairs(given, card, settings)
     gathered.seconds = {"gather": round(monotonic() - started, 3), **gathered.seconds}
     if not finished:
-        _choose_and_save(gathered, wanted, card, run, settings)
+        where = f"--{'embeddings' if settings.embeddings else 'pairs'} {settings.embeddings or settings.pairs}"
+        fitted = fit_gathered(gathered, wanted, where)
+        report = save_fitted(fitted, card, run.folder)
+        run.succeed()
+        _tell(fitted, report, run.folder)
     if plots:
         _draw(gathered, run, plots)
     return 0
@@ -83,11 +84,7 @@ def shaping(settings: FitAlignmentSettings, card: ClipCard) -> dict[str, Any]:
 def open_embeddings(settings: FitAlignmentSettings, card: ClipCard) -> EmbeddingsFile:
     """The file of embeddings; raises UserError unless it has the dimension of the CLIP."""
     file = EmbeddingsFile.open(settings.embeddings or "")
-    if file.dim != card.embed_dim:
-        raise UserError(
-            f"--embeddings {file.path} has {file.dim} dimensions, but the CLIP {settings.clip} has {card.embed_dim}: "
-            "name with --clip the model that made them"
-        )
+    check_dimensions(file.where, file.dim, card, settings.clip)
     return file
 
 
@@ -101,64 +98,9 @@ def open_pairs(settings: FitAlignmentSettings) -> pa.Table:
     return pairs
 
 
-def _choose_and_save(
-    gathered: Gathered, wanted: list[Recipe], card: ClipCard, run: Run, settings: FitAlignmentSettings
-) -> None:
-    total = Moments.zeros(card.embed_dim)
-    for fold in gathered.folds:
-        total = total.merge(fold.moments)
-    if gathered.images < 2:
-        unread = f", {gathered.errors.total()} could not be read" if gathered.errors else ""
-        raise UserError(
-            f"--{'embeddings' if settings.embeddings else 'pairs'} {settings.embeddings or settings.pairs}: holds "
-            f"{gathered.images} image{unread}: expected at least two, one to fit on and one to choose by"
-        )
-    no_map = Recipe("identity", normalise=settings.normalise)
-    started = monotonic()
-    candidates = cross_validate(gathered.folds, list(dict.fromkeys([no_map, *wanted])))
-    chosen = choose(candidates, wanted)
-    validated = monotonic()
-    alignment = solve(total, chosen)
-    seconds = {"cross_validate": round(validated - started, 3), "solve": round(monotonic() - validated, 3)}
-    held_out = [len(fold.held_out.images) for fold in gathered.folds]
-    pool = round(np.mean([len(fold.held_out.texts) for fold in gathered.folds]))
-    gaps = {candidate.recipe: round(candidate.modality_gap, 4) for candidate in candidates}
-    commit(run.folder / "alignment.safetensors", lambda path: path.write_bytes(alignment.to_bytes()))
-    report = {
-        "clip": card.identity,
-        "clip_model": {"name": card.model_name, "weights": card.weights, "preprocess": card.preprocess},
-        "dim": card.embed_dim,
-        "recipe": asdict(chosen),
-        "pairs": int(total.count),
-        "images": gathered.images,
-        "errors": dict(gathered.errors),
-        "products": gathered.products,
-        "folds": FOLDS,
-        "held_out_images": sum(held_out),
-        "pool": f"the captions of the held-out images of one fold, {pool:,} on average",
-        "modality_gap": {"before": gaps.get(no_map), "after": gaps.get(chosen)},
-        "held_out_retrieval": [_entry(candidate) for candidate in candidates],
-        "seconds": gathered.seconds | seconds,
-    }
-    run.write("alignment.json", report)
-    run.succeed()
-    _tell(candidates, chosen, gathered, report, run.folder)
-
-
-def _entry(candidate: Candidate) -> dict[str, Any]:
-    scores = {name: round(value, 4) for name, value in candidate.scores.items()}
-    return {
-        **asdict(candidate.recipe),
-        **scores,
-        "MRR_standard_error": round(candidate.standard_error, 4),
-        "modality_gap": round(candidate.modality_gap, 4),
-    }
-
-
-def _tell(
-    candidates: list[Candidate], chosen: Recipe, gathered: Gathered, report: dict[str, Any], folder: Path
-) -> None:
+def _tell(fitted: Fitted, report: dict[str, Any], folder: Path) -> None:
     """Prints the best of each method; all of them are in alignment.json."""
+    candidates, chosen, gathered = fitted.candidates, fitted.recipe, fitted.gathered
     print(f"retrieval of {report['held_out_images']:,} held-out images among {report['pool']}; the best of each method")
     best: dict[str, Candidate] = {}
     for candidate in candidates:

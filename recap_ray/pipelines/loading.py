@@ -10,10 +10,10 @@ import faulthandler
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,8 +25,16 @@ from recap_ray.pipelines.guard import guarded
 from recap_ray.preparing import ImagePreparer
 from recap_ray.stage_times import StageClock
 
-Decoder = Callable[[bytes, ImageLimits, int], Picture]
+Decoder = Callable[[Any, ImageLimits, int], Picture]  # of bytes, or whatever else the reader gives
 TIMEOUT_S = 60.0  # for one picture: a hundred million pixels take some seconds
+
+
+class Reader(Protocol):
+    """Where the images of a batch come from."""
+
+    def read_all(self, sources: Sequence[Any], texts: Sequence[str]) -> Iterator[tuple[Any, str]]:
+        """The bytes of each image or its error, and the caption that came with it or ""."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,12 @@ class ImageLoader:
     decoder: Decoder = decode_pixels
     isolated: bool = False
     timeout_s: float = TIMEOUT_S
-    reader: ImageReader = field(init=False)
+    watched: bool = True  # whether a picture that takes longer ends the process; not in one that is the user's own
+    reader: Reader | None = None  # by default of files, by their sources
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "reader", ImageReader(self.limits.max_bytes))
+        if self.reader is None:
+            object.__setattr__(self, "reader", ImageReader(self.limits.max_bytes))
 
     @guarded
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +72,7 @@ class ImageLoader:
         texts = batch.get("text", captions)
         there = np.flatnonzero(errors == "")
         clock = StageClock()
+        assert self.reader is not None
         found = self.reader.read_all([batch["source"][i] for i in there], [texts[i] for i in there])
         with self._preparing() as prepare:
             for i in there:
@@ -85,13 +96,16 @@ class ImageLoader:
         return self.preparer(picture), picture.width, picture.height
 
     @contextmanager
-    def _preparing(self) -> Iterator[Callable[[bytes], tuple[np.ndarray, int, int]]]:
+    def _preparing(self) -> Iterator[Callable[[Any], tuple[np.ndarray, int, int]]]:
         if self.isolated:
             calls = IsolatedCalls(self.prepare, self.timeout_s, ["torch"])
             try:
                 yield calls
             finally:
                 calls.close()
+            return
+        if not self.watched:
+            yield self.prepare
             return
         alarm = Alarm(self.timeout_s)
         try:

@@ -1,4 +1,4 @@
-"""Pairs, or embeddings of pairs -> folds of moments: what a map is fitted and chosen on, summed in one pass.
+"""Pairs -> folds of moments: what a map is fitted and chosen on, summed in one pass.
 
 Workers send sums, not embeddings, so the driver holds O(d^2) numbers; only the pairs of held-out images, by which maps
 are compared, come as embeddings. Each image is read and encoded once, however many captions it has.
@@ -7,16 +7,12 @@ are compared, come as embeddings. Each image is read and encoded once, however m
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
-from time import monotonic
 
 import numpy as np
 import pyarrow as pa
 
 from recap_ray.alignment import EmbeddedPairs, Fold, Moments
 from recap_ray.alignment.cross_validation import FOLDS, deal
-from recap_ray.embeddings import EmbeddingsFile
-from recap_ray.errors import UserError
 from recap_ray.images import ImageLimits
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
@@ -25,32 +21,6 @@ from recap_ray.pipelines.embedding import embed_pairs, slices
 from recap_ray.pipelines.fold_sums import Collector, Gathered, Summing, SumUp
 from recap_ray.progress import Progress
 from recap_ray.settings import FitAlignmentSettings
-
-
-def gather_embeddings(file: EmbeddingsFile, settings: FitAlignmentSettings) -> Gathered:
-    """Sums the pairs of a file in this process: there is no model to wait for."""
-    blocks = file.blocks()
-    first, first_names = next(blocks)
-    if not settings.normalise and np.allclose(np.linalg.norm(first.images, axis=1), 1, atol=1e-3):
-        raise UserError(
-            f"--no-normalise: the images of {file.path} are of unit length already, but a map fitted so would be given "
-            "embeddings that are not: leave it out"
-        )
-    images = file.rows * len(set(first_names)) // len(first.texts)  # an estimate: the rest shows only in reading
-    summing = Summing.of(images, file.rows, file.dim, settings)
-    collected = Collector(summing)
-    progress = Progress("fit-alignment", file.rows, "pairs")
-    seen: set[int] = set()  # the rows of an image need not follow each other
-    for pairs, names in chain([(first, first_names)], blocks):
-        started = monotonic()
-        for number, fold in summing(pairs, names).items():
-            collected.add(number, fold)
-        collected.seconds += monotonic() - started
-        seen.update(map(hash, names))
-        progress.update(len(pairs.texts))
-    progress.finish()
-    collected.images = len(seen)
-    return collected.gathered()
 
 
 def gather_pairs(pairs: pa.Table, card: ClipCard, settings: FitAlignmentSettings) -> Gathered:
