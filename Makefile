@@ -9,10 +9,10 @@ unexport PYTHONDONTWRITEBYTECODE
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test faults lint format lock wheel clean
+.PHONY: help install demo compare test faults docs-check lint format lock wheel clean
 
 help:            ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 install: .venv/.installed  ## make .venv from requirements.lock
 
@@ -39,6 +39,9 @@ test: install lint  ## lint, then all tests
 faults: install  ## kill processes at random moments, each kind five times, and count what was lost
 	$(BIN)/python -m tests.faults --times 5
 
+docs-check: install  ## run every recap-ray command of README.md, on rendered scenes with the embedded models
+	$(BIN)/python -m tests.docs_check
+
 lint: install    ## style, layers and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,7 +53,7 @@ format: install  ## rewrite the code in the project's style
 
 lock: install    ## add what pyproject.toml asks for to requirements.lock, keeping the other pins
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --extra cpu --extra eval --extra dev pyproject.toml --output-file requirements.lock
+	  --extra cpu --extra eval --extra plots --extra dev pyproject.toml --output-file requirements.lock
 
 wheel: install   ## make dist/: the wheel, and the pinned versions, that cluster.yaml and deploy/Dockerfile install
 	@rm -f dist/recap_ray-*.whl

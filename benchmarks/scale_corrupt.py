@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.made_inputs import small_jpegs, write_tar
 from benchmarks.watched import ROOT
+from recap_ray.errors import ImageError
 from recap_ray.images import ImageLimits
 from recap_ray.parts import parts_of, plans_in
 from recap_ray.pipelines.caption import caption_with
@@ -81,6 +82,7 @@ def compare_corrupt(folder: Path, given: argparse.Namespace) -> None:
             if number >= 0:
                 cpu[name].append(taken)
     tell("loader alone, by CPU time", cpu, given.part_rows)
+    tell_members(given.share)
     print("rows with a reason:", ", ".join(f"{code} {count}" for code, count in sorted(expected.items())))
 
 
@@ -120,6 +122,30 @@ class Loading:
         started = time.process_time()
         self.loader(batch)
         return time.process_time() - started
+
+
+def tell_members(share: float) -> None:
+    """The time of a damaged member beside that of the whole picture, in turns: noise of the machine hits both alike."""
+    loader, ratios = ImageLoader(WideFake.preparer, ImageLimits()), []
+    for damage, code in DAMAGES:
+        pairs = []
+        for picture in small_jpegs(PICTURES) * 2:
+            whole, damaged = member_seconds(loader, picture), member_seconds(loader, damage(picture))
+            pairs.append((whole, damaged))
+        ratios.append(
+            statistics.median(damaged for _, damaged in pairs) / statistics.median(whole for whole, _ in pairs)
+        )
+        print(f"one member, {code}: {ratios[-1]:.2f} times the CPU time of a whole one")
+    loss = share * (statistics.mean(ratios) - 1)
+    print(f"so {share:.0%} of them cost {loss:+.2%} of the loader's time")
+
+
+def member_seconds(loader: ImageLoader, data: bytes) -> float:
+    """CPU time of one picture, or of finding out that it is none."""
+    started = time.process_time()
+    with suppress(ImageError):
+        loader.prepare(data)
+    return time.process_time() - started
 
 
 def tell(what: str, seconds: dict[str, list[float]], rows: int) -> None:

@@ -18,6 +18,7 @@ import yaml
 
 from recap_ray import settings as s
 from recap_ray.errors import UserError
+from recap_ray.progress import tell_progress
 from recap_ray.storage import use_storage_options
 
 # Job -> its settings and its function, imported only when the job runs: `--help` needs neither torch nor Ray.
@@ -25,11 +26,13 @@ JOBS: dict[str, tuple[type[s.Settings], str]] = {
     "fit-alignment": (s.FitAlignmentSettings, "recap_ray.pipelines.fit_alignment:fit_alignment"),
     "build-index": (s.BuildIndexSettings, "recap_ray.pipelines.build_index:build_index"),
     "import-decoder": (s.ImportDecoderSettings, "recap_ray.pipelines.import_decoder:import_decoder"),
+    "plan": (s.PlanSettings, "recap_ray.pipelines.plan:plan"),
     "caption": (s.CaptionSettings, "recap_ray.pipelines.caption:caption"),
     "augment-index": (s.AugmentIndexSettings, "recap_ray.pipelines.augment_index:augment_index"),
     "train-decoder": (s.TrainDecoderSettings, "recap_ray.pipelines.train_decoder:train_decoder"),
     "evaluate": (s.EvaluateSettings, "recap_ray.pipelines.evaluate:evaluate"),
     "verify": (s.VerifySettings, "recap_ray.pipelines.verify:verify"),
+    "check": (s.CheckSettings, "recap_ray.pipelines.check:check"),
     "compact": (s.CompactSettings, "recap_ray.pipelines.compact:compact"),
     "report": (s.ReportSettings, "recap_ray.pipelines.report:report"),
     "demo": (s.DemoSettings, "recap_ray.demonstration:demo"),
@@ -74,6 +77,7 @@ def _command(settings: type[s.Settings], target: str) -> Callable[..., int]:
         given = settings(**values)
         given.check()
         use_storage_options(getattr(given, "storage_options", None))
+        tell_progress(getattr(given, "quiet", False), getattr(given, "json", False))
         module, function = target.split(":")
         return getattr(importlib.import_module(module), function)(given)
 

@@ -120,32 +120,34 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
     return run
 
 
-def output_folder(output: str) -> Path:
-    """The folder of `output` as an absolute path, which holds for workers too, or as a URL; it need not exist yet."""
-    folder = storage_path(output, "--output")
+def output_folder(output: str, flag: str = "--output") -> Path:
+    """The folder of `output`, which `flag` gave, as an absolute path, which holds for workers too, or as a URL; it need
+    not exist yet."""
+    folder = storage_path(output, flag)
     if is_remote(folder):
         return folder
     if not Path(output).expanduser().is_absolute() and "/runtime_resources/" in os.getcwd():
         # A submitted job runs in Ray's copy of the working directory, which Ray deletes some time after the job.
-        raise UserError(f"--output {output} is relative to the job's temporary folder: give an absolute path")
+        raise UserError(f"{flag} {output} is relative to the job's temporary folder: give an absolute path")
     if folder.is_file():
-        raise UserError(f"--output {output} is a file: expected a folder, new or of the same run")
+        raise UserError(f"{flag} {output} is a file: expected a folder, new or of the same run")
     return folder.resolve()
 
 
-def output_file(output: str) -> Path:
-    """The file `output` as an absolute path; raises UserError, before any work is done, if it could not be written."""
+def output_file(output: str, flag: str = "--output") -> Path:
+    """The file `output`, which `flag` gave, as an absolute path; raises UserError, before any work is done, if it could
+    not be written."""
     parent, _, name = output.rstrip("/").rpartition("/")
-    path = output_folder(parent or ("/" if output.startswith("/") else ".")) / name
+    path = output_folder(parent or ("/" if output.startswith("/") else "."), flag) / name
     if path.is_dir():
-        raise UserError(f"--output {output} is a folder: expected the name of a file")
+        raise UserError(f"{flag} {output} is a folder: expected the name of a file")
     try:
         make_folder(path.parent)
         probe = path.with_name(f".{path.name}.probe")
         commit(probe, lambda temporary: temporary.touch())
         probe.unlink()
     except OSError as error:
-        raise UserError(f"--output {output} cannot be written ({error.strerror}): name another file") from None
+        raise UserError(f"{flag} {output} cannot be written ({error.strerror}): name another file") from None
     return path
 
 

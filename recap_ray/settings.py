@@ -49,14 +49,28 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaySettings(Settings):
+class JobSettings(Settings):
+    """How a job reaches a store, and how it tells of its progress."""
+
+    storage_options: Annotated[
+        str | None, 'JSON for the file system of URLs: {"endpoint_url": "..."}; never kept; default the environment'
+    ] = None  # fmt: skip
+    quiet: Annotated[bool, "tell nothing of the progress"] = False
+    json: Annotated[bool, "tell of the progress in JSON, a line every half minute on standard error"] = False
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        if self.quiet and self.json:
+            raise UserError("--quiet tells nothing and --json tells it in JSON: leave one of the two out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaySettings(JobSettings):
     """What a job may use of the machine or cluster."""
 
     num_cpus: Annotated[int | None, "CPUs of the local Ray that is started; default all of them"] = None
     object_store_mb: Annotated[int, "shared memory of the local Ray, MiB"] = 2048
-    storage_options: Annotated[
-        str | None, 'JSON for the file system of URLs: {"endpoint_url": "..."}; never kept; default the environment'
-    ] = None  # fmt: skip
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
@@ -99,6 +113,9 @@ class FitAlignmentSettings(ImageSettings):
     standardise: Annotated[bool | None, "also divide each dimension by its deviation; default tries both"] = None
     normalise: Annotated[bool, "scale embeddings to unit length first"] = True
     held_out: Annotated[int, "images that maps are compared on, each never among those its map was fitted on"] = 2500
+    plots: Annotated[
+        str | None, "folder for figures (SVG): retrieval against strength, the modality gap before and after"
+    ] = None  # fmt: skip
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
@@ -233,11 +250,10 @@ class DecodingSettings(ImageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionSettings(DecodingSettings):
-    """Caption every image of a folder; run the same command again to go on after a stop or with new images."""
+class CaptionerSettings(DecodingSettings):
+    """Which images are captioned, and by what."""
 
     images: Annotated[str, IMAGES_HELP]
-    output: Annotated[str, "folder or URL for captions/part-*.parquet, run.json and summary.json"]
     method: Annotated[str, "recap, clipcap or capdec"] = "recap"
     index: Annotated[str | None, "of recap: folder made by build-index"] = None
     index_search: Annotated[
@@ -246,12 +262,10 @@ class CaptionSettings(DecodingSettings):
     ] = "auto"  # fmt: skip
     decoder: Annotated[str | None, "of clipcap and capdec: folder made by train-decoder or import-decoder"] = None
     alignment: Annotated[str | None, "folder made by fit-alignment; without it images are not mapped"] = None
-    changed: Annotated[str, "refuse or redo: what to do if input was changed after it was captioned"] = "refuse"
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range, and for flags that are not the method's."""
         super().check()
-        self.require("changed", self.changed in ("refuse", "redo"), "refuse or redo")
         if self.method == "recap":
             if self.index is None:
                 raise UserError("--method recap retrieves captions: give --index, a folder made by build-index")
@@ -268,8 +282,43 @@ class CaptionSettings(DecodingSettings):
 
     def _leave_out(self, *names: str) -> None:
         for name in names:
-            if getattr(self, name) != getattr(CaptionSettings, name):
+            if getattr(self, name) != getattr(CaptionerSettings, name):
                 raise UserError(f"--{name.replace('_', '-')} is not for --method {self.method}: leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings(CaptionerSettings):
+    """Caption every image of a folder; run the same command again to go on after a stop or with new images."""
+
+    output: Annotated[str, "folder or URL for captions/part-*.parquet, run.json and summary.json"]
+    changed: Annotated[str, "refuse or redo: what to do if input was changed after it was captioned"] = "refuse"
+    plan: Annotated[str | None, "file written by plan: summary.json tells its figures beside the run's own"] = None
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range, and for flags that are not the method's."""
+        super().check()
+        self.require("changed", self.changed in ("refuse", "redo"), "refuse or redo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(CaptionerSettings):
+    """Caption a sample to tell what all images will take: the bottleneck, hours, size and cost."""
+
+    output: Annotated[str | None, "file for the figures as JSON, which `caption --plan` takes"] = None
+    sample: Annotated[int, "images to caption"] = 512
+    count: Annotated[float | None, "images to plan for, such as 1e9; default those of --images"] = None
+    gpus: Annotated[int | None, "GPUs like those here; default these"] = None
+    cpus: Annotated[int | None, "without GPU: CPU cores like those here; default these"] = None
+    cpus_a_gpu: Annotated[float | None, "CPU cores beside each GPU; default as many as it takes"] = None
+    gpu_hour_usd: Annotated[float | None, "price of a GPU for an hour, with the cores beside it"] = None
+    cpu_hour_usd: Annotated[float | None, "without GPU: price of a core for an hour"] = None
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range, and for flags that are not the method's."""
+        super().check()
+        self.require_positive("sample")
+        for name in ("count", "gpus", "cpus", "cpus_a_gpu", "gpu_hour_usd", "cpu_hour_usd"):
+            self.require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,6 +510,7 @@ class EvaluateSettings(ImageSettings):
     tokenizer: Annotated[str, "auto, ptb (needs Java), python"] = "auto"
     retrieval: Annotated[bool, "also rank each image's first reference among all: R@1, R@5, R@10, MRR"] = False
     protocol: Annotated[str, "of judgements: auto, flickr8k-expert, flickr8k-cf, table"] = "auto"
+    plots: Annotated[str | None, "folder for a figure (SVG) of how each score is distributed"] = None
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
@@ -485,6 +535,38 @@ class VerifySettings(RaySettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckSettings(JobSettings):
+    """Compare a run with an earlier one, the baseline; exit with 1 and a sentence for each metric that drifted."""
+
+    captions: Annotated[str, "output folder of caption"]
+    baseline: Annotated[str | None, "JSON file of --save-baseline to compare with; it must be there"] = None
+    save_baseline: Annotated[
+        str | None,
+        "JSON file to write if nothing drifted; the file of --baseline itself is written only where it is not there "
+        "yet, so that the first of scheduled runs, which passes, is the baseline of all others",
+    ] = None
+    output: Annotated[str | None, "JSON file for the comparison"] = None
+    images: Annotated[int, "rows to read at most, evenly spread over the run"] = 100_000
+    tolerance: Annotated[
+        float, "Kolmogorov-Smirnov distance of scores, words and neighbour similarity that does not matter, 0 to 1"
+    ] = 0.1
+    share_tolerance: Annotated[
+        float, "rise of the shares of errors and repeated captions that does not matter, 0 to 1"
+    ] = 0.02
+
+    def check(self) -> None:
+        """Raises UserError for the first value out of its range."""
+        super().check()
+        if not (self.baseline or self.save_baseline):
+            raise UserError("give --baseline (a file to compare with) or --save-baseline (to make one of this run)")
+        if self.output and not self.baseline:
+            raise UserError(f"--output {self.output} is for a comparison: give --baseline too, or leave it out")
+        self.require_positive("images")
+        for name in ("tolerance", "share_tolerance"):
+            self.require(name, 0 <= getattr(self, name) <= 1, "a share, from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompactSettings(RaySettings):
     """Merge the many part files of a run into few large ones; run it again for parts that came since."""
 
@@ -499,16 +581,30 @@ class CompactSettings(RaySettings):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSettings(RaySettings):
-    """Make one HTML page with pictures, captions, neighbours and scores."""
+    """Make one HTML page with pictures, captions, neighbours and scores, or with the captions of two runs."""
 
-    captions: Annotated[str, "output folder of caption"]
+    captions: Annotated[str | None, "output folder of caption"] = None
+    compare: Annotated[
+        tuple[str, str] | None, "instead: two output folders of caption, whose common images are set side by side"
+    ] = None  # fmt: skip
     output: Annotated[str, "HTML file to write"]
-    images: Annotated[int, "how many images to show, evenly spread over the run"] = 500
+    images: Annotated[int, "how many images to show"] = 500
+    sample: Annotated[
+        str, "which ones: even (spread over the run), random, or best or worst of the run by aCLIP-S"
+    ] = "even"  # fmt: skip
+    seed: Annotated[int, "of --sample random"] = 0
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""
         super().check()
         self.require_positive("images")
+        known = ("even", "best", "worst", "random")
+        self.require("sample", self.sample in known, "even, best, worst or random")
+        self.require("seed", self.seed >= 0, "0 or more")
+        if (self.captions is None) == (self.compare is None):
+            raise UserError("give --captions (a run) or --compare (two runs side by side), one of the two")
+        if self.compare and self.sample in ("best", "worst"):
+            raise UserError(f"--sample {self.sample} is of one run: with --compare it can be even or random")
 
 
 @dataclass(frozen=True, kw_only=True)

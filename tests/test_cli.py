@@ -82,3 +82,14 @@ def test_help_names_every_job_and_loads_neither_torch_nor_ray():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(job in done.stdout for job in cli.JOBS)
+
+
+def test_a_flag_of_two_values_is_given_on_the_line_or_in_the_file(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr("recap_ray.pipelines.report.report", lambda settings: calls.append(settings.compare) or 0)
+    config = tmp_path / "job.yaml"
+    config.write_text("compare: [a, b]\n")
+    assert cli.run(["report", "--config", str(config), "--output", "page.html"]) == 0
+    assert cli.run(["report", "--compare", "c", "d", "--output", "page.html"]) == 0
+    assert calls == [("a", "b"), ("c", "d")]
+    assert cli.run(["report", "--compare", "c", "--output", "page.html"]) == 2

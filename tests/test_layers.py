@@ -46,6 +46,7 @@ BOTTOM = {
     "schema",
     "settings",
     "errors",
+    "forecast",
     "progress",
     "stage_times",
 }
@@ -106,11 +107,16 @@ def test_every_job_is_a_script_and_a_command():
 
 LIGHT = (
     "part_stages", "caption_stages", "shard_stages", "shard_actors", "fold_sums", "example_writer", "loading", "rows",
-    "compact", "fitting",
+    "compact", "check", "fitting",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_workers_that_only_read_write_or_sum_start_without_the_models(module):
     code = f"import recap_ray.pipelines.{module}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_check_starts_without_ray():
+    code = "import recap_ray.pipelines.check, sys; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,7 +1,7 @@
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.settings import AugmentIndexSettings, CaptionSettings, ImportDecoderSettings
+from recap_ray.settings import AugmentIndexSettings, CaptionSettings, ImportDecoderSettings, ReportSettings
 
 
 def caption_settings(method: str, **changes) -> CaptionSettings:
@@ -68,3 +68,19 @@ def test_a_preset_gives_what_it_stands_for_and_may_be_repeated():
     found = ImportDecoderSettings(**given).resolved()
     assert (found.method, found.clip, found.normalise) == ("clipcap", "RN50x4:openai", True)
     assert ImportDecoderSettings(**given, normalise=True, clip="RN50x4:openai").resolved() == found
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "give --captions .* or --compare"),
+        ({"captions": "a", "compare": ("a", "b")}, "give --captions .* or --compare"),
+        ({"captions": "a", "sample": "first"}, "--sample 'first': expected even, best, worst or random"),
+        ({"compare": ("a", "b"), "sample": "best"}, "--sample best is of one run"),
+        ({"captions": "a", "images": 0}, "--images 0: expected at least 1"),
+    ],
+)
+def test_a_report_is_of_one_run_or_of_two(given, message):
+    with pytest.raises(UserError, match=message):
+        ReportSettings(output="page.html", **given).check()
+    ReportSettings(output="page.html", compare=("a", "b"), sample="random").check()

@@ -8,12 +8,14 @@ numbers however many pairs there are. The way of the data is the order of the fi
     solvers.py           sums -> map: identity, mean shift, Procrustes, least squares, ridge
     linear_map.py        the fitted map, applied and saved
     cross_validation.py  which solver: retrieval on held-out images, the simplest within one standard error
+    modality_gap.py      held-out pairs before and after the map, in two dimensions
 
 Source: ReCap, Paischer et al., arXiv 2307.05591. numpy and scipy only.
 """
 
 from recap_ray.alignment.cross_validation import Candidate, Fold, choose, cross_validate
 from recap_ray.alignment.linear_map import LinearAlignment
+from recap_ray.alignment.modality_gap import GapProjection, project_gap
 from recap_ray.alignment.moments import Moments, products_dtype
 from recap_ray.alignment.pairs import EmbeddedPairs
 from recap_ray.alignment.solvers import METHODS, Recipe, recipes, solve
@@ -23,12 +25,14 @@ __all__ = [
     "Candidate",
     "EmbeddedPairs",
     "Fold",
+    "GapProjection",
     "LinearAlignment",
     "Moments",
     "Recipe",
     "choose",
     "cross_validate",
     "products_dtype",
+    "project_gap",
     "recipes",
     "solve",
 ]

@@ -70,8 +70,7 @@ def cross_validate(folds: Sequence[Fold], recipes: Sequence[Recipe]) -> list[Can
 
     Folds without a held-out image, or without a pair outside of them to fit on, are passed over; empty if all are.
     """
-    usable = [(training, fold.held_out) for training, fold in _training_moments(folds) if len(fold.held_out.images)]
-    usable = [(training, held_out) for training, held_out in usable if training.count]
+    usable = _usable(folds)
     if not usable:
         return []
     found: dict[Recipe, list[np.ndarray]] = {recipe: [] for recipe in recipes}
@@ -86,6 +85,16 @@ def cross_validate(folds: Sequence[Fold], recipes: Sequence[Recipe]) -> list[Can
         Candidate(recipe, np.concatenate(found[recipe]), float(np.linalg.norm(mapped_sum[recipe] / images - text_mean)))
         for recipe in recipes
     ]
+
+
+def carry_held_out(folds: Sequence[Fold], recipe: Recipe) -> EmbeddedPairs:
+    """The held-out pairs that `cross_validate` scores, at least one, their images carried into caption space by the map
+    that the other folds give."""
+    carried = []
+    for training, held_out in _usable(folds):
+        [(_, images)] = _carried(held_out.images, training, [recipe])
+        carried.append(EmbeddedPairs(images, held_out.texts, held_out.owner))
+    return EmbeddedPairs.concatenate(carried)
 
 
 def choose(candidates: Sequence[Candidate], recipes: Sequence[Recipe]) -> Recipe:
@@ -104,6 +113,12 @@ def _within_one_standard_error(candidate: Candidate, best: Candidate) -> bool:
     if len(difference) < 2:
         return True  # a single image tells nothing apart
     return bool(difference.mean() <= difference.std() / np.sqrt(len(difference) - 1))
+
+
+def _usable(folds: Sequence[Fold]) -> list[tuple[Moments, EmbeddedPairs]]:
+    """What to fit on and what to validate by, of each fold that has both."""
+    both = [(training, fold.held_out) for training, fold in _training_moments(folds)]
+    return [(training, held_out) for training, held_out in both if training.count and len(held_out.images)]
 
 
 def _training_moments(folds: Sequence[Fold]) -> Iterator[tuple[Moments, Fold]]:

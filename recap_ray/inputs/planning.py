@@ -67,6 +67,20 @@ def compare_containers(containers: Sequence[Container], plans: Sequence[Plan]) -
     return Unplanned([container for id, (_, container) in there.items() if id not in known], outdated)
 
 
+def estimate_rows(containers: Sequence[Container], plans: Sequence[Plan]) -> tuple[int, bool] | None:
+    """The rows of all plans and, by the size of containers that are planned, of those that are not yet; and whether
+    that is exact. None as long as nothing tells how many rows a container holds."""
+    rows = {plan.id: plan.rows for plan in plans}
+    sizes = {Version.of(container).id: container.bytes for container in containers}
+    total = sum(rows.values())
+    if not (unplanned := sum(size for id, size in sizes.items() if id not in rows)):
+        return total, True
+    planned = [(rows[id], size) for id, size in sizes.items() if id in rows]
+    if not (known := sum(size for _, size in planned)):
+        return None
+    return total + round(unplanned * sum(count for count, _ in planned) / known), False
+
+
 def rows_of(container: Container) -> Iterable[PlanRow]:
     """The rows of a tar or Parquet file, indexed now."""
     return (index_parquet if container.path.suffix == ".parquet" else index_tar)(container.path)

@@ -24,9 +24,10 @@ from ray.data import DataContext
 
 from recap_ray.captioners import Captioner, make_captioner
 from recap_ray.errors import UserError, first_line
+from recap_ray.forecast import beside_plan
 from recap_ray.images import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Container, Input, find_input
-from recap_ray.inputs.planning import compare_containers, plan_files
+from recap_ray.inputs.planning import compare_containers, estimate_rows, plan_files
 from recap_ray.packs import finish_packs, unpack
 from recap_ray.parts import Part, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
@@ -49,6 +50,7 @@ PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json
 TRIES = 3
 LOST_AT_MOST = 32  # parts that kill their process; then a try ends, which could otherwise take days to fail with all
 LEAST_BYTES = 1024  # that an image takes in a tar: its header, and a block
+RECOUNT_S = 5.0  # after which the images are counted that were found by then
 HOPELESS = 8  # parts that failed while none was captioned: it is not the pictures
 
 
@@ -58,9 +60,12 @@ def caption(settings: CaptionSettings) -> int:
     return caption_with(make_captioner(settings), settings)
 
 
-def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels) -> int:
-    """As `caption`, with any captioner, and any decoder of pictures."""
-    found = find_input(settings.images)
+def caption_with(
+    captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels, found: Input | None = None
+) -> int:
+    """As `caption`, with any captioner and any decoder of pictures, and of what --images names what was `found`."""
+    planned = read_json(settings.plan, "--plan") if settings.plan else None
+    found = found or find_input(settings.images)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     absolute = {name: str(storage_path(path, f"--{name}")) for name in PATHS if (path := getattr(settings, name))}
     shaping = {"images": absolute["images"], **captioner.identity, "limits": asdict(limits)}
@@ -69,12 +74,14 @@ def caption_with(captioner: Captioner, settings: CaptionSettings, decoder: Decod
     with run.at_work(tally.state):
         work = find_work(run, found, settings)
         tally.progress = work.progress()
+        if work.containers:
+            tally.recount = lambda: estimate_rows(found.containers, plans_in(run.folder / "plan"))
         if work:
             run.reopen()
             loader = ImageLoader(captioner.preparer, limits, decoder)
             caption_all(partial(open_stages, run, loader, captioner, settings), work, tally)
         tally.progress.finish()
-        return finish(run, tally, settings.max_error_rate)
+        return finish(run, tally, settings.max_error_rate, planned)
 
 
 @dataclass
@@ -157,13 +164,29 @@ class Tally:
     images: int = 0
     stopped: bool = False
     actors: int = 0
+    recount: Callable[[], tuple[int, bool] | None] | None = None  # images there are, and whether that is exact
+    recount_s: float = RECOUNT_S
+    first_s: float = 0.0  # seconds until the first part was done: models have to be loaded
 
     def add(self, report: Mapping[str, Any]) -> None:
         """Adds the report of a captioned part."""
         self.images += report["rows"]
         self.times.add(StageClock(report["times"]))
         if self.progress:
-            self.progress.update(report["rows"], report["errors"])
+            self.first_s = self.first_s or self.progress.seconds
+            self._recount(self.progress)
+            slowest = summarise_times(self.times, self.images, self.actors)["bottleneck"]
+            self.progress.update(report["rows"], report["errors"], f"{slowest} is the bottleneck")
+
+    def _recount(self, progress: Progress) -> None:
+        """Tars and tables are planned while others are captioned: the plans that are there tell how many images there
+        will be. Listed ever more seldom, for there may be a hundred thousand."""
+        if not self.recount or progress.seconds < self.recount_s:
+            return
+        self.recount_s = 2 * progress.seconds
+        if expected := self.recount():
+            progress.expect(*expected)
+            self.recount = None if expected[1] else self.recount
 
     def state(self) -> Mapping[str, Any]:
         """How far it is, for people to see."""
@@ -284,17 +307,24 @@ def stopping(stop_file: Path) -> Iterator[Path]:
         stop_file.unlink(missing_ok=True)
 
 
-def finish(run: Run, tally: Tally, max_error_rate: float) -> int:
-    """Writes summary.json, and _SUCCESS if every part is there; gives the exit code."""
+def finish(run: Run, tally: Tally, max_error_rate: float, plan: Mapping[str, Any] | None = None) -> int:
+    """Writes summary.json, with the figures of a plan if there is one, and _SUCCESS if every part is there; gives the
+    exit code."""
     report_failures(run, tally)
     planned = [part.name for part in parts_of(plans_in(run.folder / "plan"))]
     finished = finished_parts(run.folder / "captions")
     missing = set(planned) - finished
     summary = summarise(run.folder, [name for name in planned if name in finished])
     if tally.images and (progress := tally.progress):  # of the last session that had something to do
-        rate = {"seconds": round(progress.seconds, 1), "images_per_second": round(progress.rate, 2)}
+        rate = {
+            "seconds": round(progress.seconds, 1),
+            "seconds_to_first_part": round(tally.first_s, 1),
+            "images_per_second": round(progress.rate, 2),
+        }
         times = summarise_times(tally.times, tally.images, tally.actors)
         summary |= {**rate, "stages": times}
+        if plan:
+            summary["planned"] = beside_plan(plan, tally.images, progress.seconds)
         print(times_table(times))
     if "seconds" in summary or not (run.folder / "summary.json").exists():
         run.write("summary.json", summary)

@@ -183,6 +183,11 @@ def _resource(name: str) -> float:
     return float(ray.cluster_resources().get(name, 0))
 
 
+def machine_counts() -> tuple[int, int]:
+    """CPUs and GPUs of the nodes that are there."""
+    return int(_resource("CPU")), int(_resource("GPU"))
+
+
 def light_stage() -> dict[str, Any]:
     """Arguments of `map_batches` for a stage that mostly waits for the disk."""
     return {"batch_size": None, "num_cpus": CPU_SHARE}

@@ -2,6 +2,7 @@
 
 scores.json       every number with its standard error and how it was made: tokenizer, scale, prefix, pool
 scores.parquet    the scores of each image, or of each judged caption
+PLOTS/scores.svg  how they are distributed, with --plots
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from recap_ray.models.device import Compute
 from recap_ray.pipelines.clip_columns import RANK, Scorer, clip_columns, made_with
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.evaluation_rows import EvaluationRows, RunSource, read_judged, read_predicted
+from recap_ray.report.plots import DISTRIBUTIONS, open_plots, require_matplotlib, save_plots, scores_figure
 from recap_ray.runs import output_file, write_json
 from recap_ray.settings import EvaluateSettings
 from recap_ray.storage import commit
@@ -30,11 +32,14 @@ from recap_ray.table_formats import suffix_of
 
 def evaluate(settings: EvaluateSettings) -> int:
     """Writes the scores, prints them as a table and returns 0."""
+    if settings.plots:
+        require_matplotlib()
     Compute(settings.device, settings.precision).check()
     if settings.tokenizer not in TOKENIZERS:
         raise UserError(f"--tokenizer {settings.tokenizer} is unknown: expected one of {', '.join(TOKENIZERS)}")
     chosen_metrics(settings)
     output = scores_file(settings)
+    plots = open_plots(settings.plots) if settings.plots else None
     source = None
     if settings.judgements:
         rows = read_judged(settings)
@@ -59,6 +64,8 @@ def evaluate(settings: EvaluateSettings) -> int:
     write_json(output, found)
     (tell_agreement if settings.judgements else tell_scores)(found)
     print(f"scores: {output}, by image: {by_image}")
+    if plots:
+        draw(by_image, found.get("standard_errors", {}), "captions" if settings.judgements else "images", plots)
     return 0
 
 
@@ -179,6 +186,18 @@ def write_by_image(rows: EvaluationRows, columns: dict[str, np.ndarray], path: P
         own = {"image": rows.images, "caption": rows.captions, "ratings": rows.judgements.ratings}
     scores = {name: pa.array(values, pa.float64(), from_pandas=True) for name, values in columns.items()}  # NaN: null
     commit(path, lambda temporary: pq.write_table(pa.table({**own, **scores}), temporary))
+
+
+def draw(by_image: Path, standard_errors: dict[str, float | None], of: str, plots: Path) -> None:
+    """Draws how the scores in the Parquet are distributed, whose rows are `of` images or captions."""
+    with by_image.open("rb") as file:
+        table = pq.read_table(file)
+    columns = {name: table[name].to_numpy() for name in DISTRIBUTIONS if name in table.column_names}
+    scores = {name: values[np.isfinite(values)] for name, values in columns.items() if np.isfinite(values).any()}
+    if not scores:
+        print(f"none of {', '.join(DISTRIBUTIONS)} was scored: there is nothing to plot")
+        return
+    save_plots({"scores": scores_figure(scores, standard_errors, of)}, plots)
 
 
 _BOOTSTRAP = f"bootstrap over images, {bootstrap.REPLICATES:,} replicates"

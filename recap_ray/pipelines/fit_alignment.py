@@ -13,14 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from recap_ray.alignment import Candidate, recipes
+from recap_ray.alignment import Candidate, Recipe, project_gap, recipes
 from recap_ray.embeddings import EmbeddingsFile
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
 from recap_ray.pipelines.fitting import Fitted, check_dimensions, fit_gathered, gather_embeddings, save_fitted
+from recap_ray.pipelines.fold_sums import Gathered
 from recap_ray.pipelines.pair_moments import gather_pairs
-from recap_ray.runs import file_stamp, open_run
+from recap_ray.report.plots import gap_figure, open_plots, require_matplotlib, retrieval_figure, save_plots
+from recap_ray.runs import Run, file_stamp, open_run, read_json
 from recap_ray.settings import FitAlignmentSettings
 from recap_ray.tables import read_located_pairs
 
@@ -28,24 +30,33 @@ from recap_ray.tables import read_located_pairs
 def fit_alignment(settings: FitAlignmentSettings) -> int:
     """Fits, chooses and saves the map; returns the exit code."""
     wanted = recipes(settings.method, settings.center, settings.standardise, settings.normalise)
+    if settings.plots:
+        require_matplotlib()
     Compute(settings.device, settings.precision).check()
     card = ClipCard.of(settings.clip)
     given = open_embeddings(settings, card) if settings.embeddings else open_pairs(settings)
     run = open_run(settings.output, "fit-alignment", shaping(settings, card), asdict(settings))
-    if run.is_finished():
-        print(f"the alignment in {run.folder} is already fitted on these pairs")
-        return 0
+    plots = open_plots(settings.plots) if settings.plots else None
+    finished = run.is_finished()
+    if finished:
+        again = "; they are read again for the plots" if plots else ""
+        print(f"the alignment in {run.folder} is already fitted on these pairs{again}")
+        if not plots:
+            return 0
     started = monotonic()
     if isinstance(given, EmbeddingsFile):
         gathered = gather_embeddings(given, settings)
     else:
         gathered = gather_pairs(given, card, settings)
     gathered.seconds = {"gather": round(monotonic() - started, 3), **gathered.seconds}
-    where = f"--{'embeddings' if settings.embeddings else 'pairs'} {settings.embeddings or settings.pairs}"
-    fitted = fit_gathered(gathered, wanted, where)
-    report = save_fitted(fitted, card, run.folder)
-    run.succeed()
-    _tell(fitted, report, run.folder)
+    if not finished:
+        where = f"--{'embeddings' if settings.embeddings else 'pairs'} {settings.embeddings or settings.pairs}"
+        fitted = fit_gathered(gathered, wanted, where)
+        report = save_fitted(fitted, card, run.folder)
+        run.succeed()
+        _tell(fitted, report, run.folder)
+    if plots:
+        _draw(gathered, run, plots)
     return 0
 
 
@@ -109,3 +120,15 @@ def _tell(fitted: Fitted, report: dict[str, Any], folder: Path) -> None:
         codes = ", ".join(f"{code} {n:,}" for code, n in sorted(gathered.errors.items()))
         print(f"{gathered.errors.total():,} images left out: {codes}")
     print(f"{chosen}: {folder}/alignment.safetensors")
+
+
+def _draw(gathered: Gathered, run: Run, plots: Path) -> None:
+    """Draws what alignment.json tells, and the modality gap of held-out pairs."""
+    report = read_json(run.folder / "alignment.json", "the alignment in --output")
+    candidates, chosen, gap = report["held_out_retrieval"], report["recipe"], report["modality_gap"]
+    if not candidates:
+        print("too few images to compare maps: there is nothing to plot")
+        return
+    projection = project_gap(gathered.folds, Recipe(**chosen))
+    figures = {"retrieval": retrieval_figure(candidates, chosen), "modality_gap": gap_figure(projection, gap)}
+    save_plots(figures, plots)

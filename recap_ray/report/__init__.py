@@ -1,5 +1,7 @@
-"""What people look at after a run: the HTML gallery."""
+"""What people look at after a run: the HTML gallery, and two runs side by side."""
 
-from recap_ray.report.gallery import render_gallery, thumbnail
+from recap_ray.report.compare import render_comparison
+from recap_ray.report.gallery import render_gallery
+from recap_ray.report.page import thumbnail
 
-__all__ = ["render_gallery", "thumbnail"]
+__all__ = ["render_comparison", "render_gallery", "thumbnail"]

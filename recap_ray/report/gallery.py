@@ -6,77 +6,74 @@ what is already in the page. Knows nothing of files or Ray: it is given rows, an
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-from PIL import Image
-
-from recap_ray.images import ImageLimits, decode
+from recap_ray.report.histogram import Counts, Histogram, draw
+from recap_ray.report.page import (
+    BY_KEY,
+    FIELDS,
+    SAMPLE_WORDS,
+    SCORES,
+    Sort,
+    finite,
+    flatten,
+    mean,
+    models_of,
+    natural_order,
+    render_page,
+    split_error,
+)
 from recap_ray.schema import error_code
+from recap_ray.stage_times import WAITS
 
-ASSETS = Path(__file__).parent
-
-# At quality 80 a 192-pixel photograph takes about 7 kB; thumbnails are nearly all of the page's size.
-JPEG_QUALITY = 80
-
-# The settings that say what wrote the captions, by the words the header uses for them.
-MODELS = {
-    "method": "method",
-    "clip": "CLIP",
-    "language_model": "language model",
-    "decoder": "decoder",
-    "alignment": "alignment",
-    "index": "caption index",
-}
+SORTS = [
+    BY_KEY,
+    *(Sort(FIELDS[name], title, "lowest first", "highest first", "down") for name, title in SCORES.items()),
+]
+FIRST_ORDER = {"best": ("aligned", "down"), "worst": ("aligned", "up")}  # of a sample; else by key
+REPEATED_AT_MOST = 10
 
 
-def thumbnail(data: bytes, max_side: int = 192, limits: ImageLimits = ImageLimits()) -> str:
-    """The picture in `data`, upright and at most `max_side` pixels a side, as a `data:image/jpeg;base64,...` URI.
-
-    Small pictures are never enlarged. Raises ImageError where the bytes are no whole picture.
-    """
-    image = decode(data, limits)
-    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def render_gallery(rows: Iterable[Mapping[str, Any]], run: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def render_gallery(
+    rows: Iterable[Mapping[str, Any]],
+    run: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    sample: str = "even",
+    scores: Mapping[str, Counts] | None = None,
+) -> str:
     """One HTML page that needs nothing but itself, its cards ordered by key.
 
     `rows` are output rows (schema.CAPTION_SCHEMA) with one more item, `thumbnail`: a data URI, or None. Of run.json
-    the page shows `settings` and `fingerprint`, of summary.json `images`, `seconds` and `images_per_second`; what
-    is missing is left out. Counts and means are those of `rows`, and where the run has more images the page says
-    so. The page's security policy lets no script run but its own, and no request leave it.
+    the page shows `settings` and `fingerprint`, of summary.json `images`, `seconds`, `images_per_second` and
+    `stages`; what is missing is left out. Counts and means are those of `rows`, and where the run has more images the
+    page says so, and how `rows` were chosen of them. `scores` counts both scores of all rows of the run, by column;
+    without it their histograms are of `rows`, as that of lengths always is.
     """
     rows = sorted(rows, key=lambda row: natural_order(row["key"]))
     settings = run.get("settings", {})
-    style, script = _asset("gallery.css"), _asset("gallery.js")
-    return _template().render(
-        figures=figures(rows),
-        images_of_run=summary.get("images", len(rows)),
-        speed=_finite(summary.get("images_per_second")),
-        seconds=_finite(summary.get("seconds")),
-        models=[(label, settings[name] or "none") for name, label in MODELS.items() if _tells(settings, name)],
+    found = figures(rows)
+    return render_page(
+        "gallery.html.j2",
+        "gallery.css",
+        figures=found,
+        images_of_run=max(summary.get("images", 0), found.images),
+        sample=SAMPLE_WORDS[sample],
+        sorts=SORTS,
+        kinds=kinds(found),
+        first_order=FIRST_ORDER.get(sample, ("key", "up")),
+        speed=finite(summary.get("images_per_second")),
+        seconds=finite(summary.get("seconds")),
+        models=models_of(settings),
         settings=flatten(settings),
         fingerprint=run.get("fingerprint"),
+        histograms=histograms(rows, scores),
+        stages=stage_rows(summary.get("stages", {})),
+        waits=[(WAITS.get(name, name), s) for name, s in summary.get("stages", {}).get("waiting_seconds", {}).items()],
         cards=(card(row) for row in rows),
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
     )
 
 
@@ -89,34 +86,84 @@ class Figures:
     errors: list[tuple[str, int]]  # (code, how many), the commonest first
     clip_score: float | None
     aligned_clip_score: float | None
+    distinct: int  # captions
+    repeated: list[tuple[str, int]]  # (caption, how many images it was written for), the commonest first
+    repeated_in_all: int  # captions that were written for more than one image
 
 
-def figures(rows: Iterable[Mapping[str, Any]]) -> Figures:
+def figures(rows: Sequence[Mapping[str, Any]]) -> Figures:
     """Counts and mean scores of `rows`; rows without a score do not enter its mean."""
-    rows = list(rows)
     errors = Counter(error_code(row["error"]) for row in rows if row["error"] is not None)
+    captions = Counter(row["caption"] for row in rows if row["error"] is None)
+    repeated = [item for item in _commonest_first(captions) if item[1] > 1]
     return Figures(
         images=len(rows),
-        captions=sum(row["error"] is None for row in rows),
-        errors=sorted(errors.items(), key=lambda item: (-item[1], item[0])),
-        clip_score=_mean(row["clip_score"] for row in rows),
-        aligned_clip_score=_mean(row["aligned_clip_score"] for row in rows),
+        captions=captions.total(),
+        errors=_commonest_first(errors),
+        clip_score=mean(row["clip_score"] for row in rows),
+        aligned_clip_score=mean(row["aligned_clip_score"] for row in rows),
+        distinct=len(captions),
+        repeated=repeated[:REPEATED_AT_MOST],
+        repeated_in_all=len(repeated),
     )
+
+
+def kinds(figures: Figures) -> list[tuple[str, str, int]]:
+    """What can be shown alone: (value as cards carry it, label, how many images)."""
+    failed = figures.images - figures.captions
+    every = [("", "all images", figures.images), ("captioned", "captioned", figures.captions)]
+    return [*every, ("error", "any error", failed), *((f"error {code}", code, n) for code, n in figures.errors)]
+
+
+def histograms(rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Counts] | None) -> list[Histogram]:
+    """How both scores of the run and the lengths of `rows` are spread; one that is of nothing is left out."""
+    shown = {name: Counts(100, (finite(row[name]) for row in rows)) for name in SCORES}
+    lengths = Counts(1, (length_of(row["caption"]) for row in rows if row["error"] is None))
+    drawn = [
+        draw(FIELDS[name], title, "", (scores or shown)[name], shown[name])
+        for name, title in SCORES.items()
+    ]  # fmt: skip
+    drawn.append(draw("length", "Caption length", " words", lengths, lengths))
+    return [histogram for histogram in drawn if histogram]
+
+
+def length_of(caption: str | None) -> int:
+    """Words of a caption."""
+    return len((caption or "").split())
+
+
+def stage_rows(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of stage times of what summary.json tells of them (stage_times.py): a row a stage."""
+    busy = stages.get("busy_seconds", {})
+    total = max(sum(busy.values()), 1e-9)
+    rates = stages.get("images_per_second_of_one_worker", {})
+    return [
+        {
+            "name": name,
+            "seconds": seconds,
+            "share": seconds / total,
+            "rate": rates.get(name),
+            "bottleneck": name == stages.get("bottleneck"),
+        }
+        for name, seconds in busy.items()
+    ]
 
 
 def card(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows of one row: plain values, the best candidate first, None for what is missing."""
     candidates = _scored(row["candidates"], row["candidate_scores"])
     chosen = next((i for i, (text, _) in enumerate(candidates) if text == row["caption"]), None)
-    code, _, message = (row["error"] or "").partition(": ")
+    code, message = split_error(row["error"])
     return {
         "key": row["key"],
         "source": row["source"],
         "thumbnail": row["thumbnail"],
         "caption": row["caption"],
         "original_caption": row["original_caption"],
-        "clip_score": _finite(row["clip_score"]),
-        "aligned_clip_score": _finite(row["aligned_clip_score"]),
+        "clip_score": finite(row["clip_score"]),
+        "aligned_clip_score": finite(row["aligned_clip_score"]),
+        "length": length_of(row["caption"]),
+        "kinds": ["error", f"error {code}"] if code else ["captioned"],
         "size": (row["width"], row["height"]) if row["width"] and row["height"] else None,
         "candidates": candidates,
         "chosen": chosen,
@@ -126,62 +173,13 @@ def card(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def natural_order(key: str) -> list[tuple[int, str]]:
-    """A sort key that puts `img2` before `img10`, as file managers do."""
-    parts = re.split(r"([0-9]{1,18})", key)
-    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows of a table: {"a": {"b": 1}} -> [("a.b", "1")]."""
-    rows: list[tuple[str, str]] = []
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            rows += flatten(value, f"{prefix}{name}.")
-        else:
-            rows.append((f"{prefix}{name}", "none" if value is None else str(value)))
-    return rows
+def _commonest_first(counts: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _scored(texts: Iterable[str] | None, scores: Iterable[float] | None) -> list[tuple[str, float | None]]:
     """(text, score) with the highest score first; texts keep their order where scores are missing."""
     texts = [] if texts is None else list(texts)
-    known = [] if scores is None else [_finite(score) for score in scores]
+    known = [] if scores is None else [finite(score) for score in scores]
     pairs = list(zip(texts, known + [None] * (len(texts) - len(known)), strict=False))
     return sorted(pairs, key=lambda pair: math.inf if pair[1] is None else -pair[1])
-
-
-def _tells(settings: Mapping[str, Any], name: str) -> bool:
-    """Whether a setting is the method's: None is what it has no use for, but for the map, which it may do without."""
-    return bool(settings.get(name)) or (name == "alignment" and name in settings)
-
-
-def _finite(number: float | None) -> float | None:
-    return None if number is None or not math.isfinite(number) else float(number)
-
-
-def _mean(numbers: Iterable[float | None]) -> float | None:
-    known = [number for number in map(_finite, numbers) if number is not None]
-    return math.fsum(known) / len(known) if known else None
-
-
-def _csp_hash(text: str) -> str:
-    """The source expression by which a Content-Security-Policy admits exactly this inline text."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
-
-
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["score"] = lambda number: "\N{EN DASH}" if number is None else f"{number:.3f}"
-    return environment.get_template("gallery.html.j2")

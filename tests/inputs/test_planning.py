@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recap_ray.inputs.finding import Container
-from recap_ray.inputs.planning import Version, compare_containers, plan_container, plan_files
+from recap_ray.inputs.planning import Version, compare_containers, estimate_rows, plan_container, plan_files
 from recap_ray.inputs.rows import PlanRow
-from recap_ray.parts import parts_of, plans_in
+from recap_ray.parts import Plan, parts_of, plans_in
 
 NAMES = st.sets(st.text("ab/é-", min_size=1, max_size=3), max_size=12)
 
@@ -73,3 +73,11 @@ def test_a_container_without_images_has_a_plan_without_parts(tmp_path, part_rows
     tarfile.open(tmp_path / "a.tar", "w").close()
     plan = plan_container(tmp_path / "plan", Container(tmp_path / "a.tar", 0, ""), part_rows)
     assert plans_in(tmp_path / "plan") == [plan] and not list(plan.parts())
+
+
+def test_rows_of_unplanned_containers_are_estimated_by_their_size():
+    containers = [Container(Path(f"/{i}.tar"), 1000 * (i + 1), "stamp") for i in range(4)]
+    plans = [Plan(Version.of(container).id, 50, 10) for container in containers[:2]]
+    assert estimate_rows(containers, []) is None
+    assert estimate_rows(containers, plans) == (100 + round(7000 * 100 / 3000), False)
+    assert estimate_rows(containers[:2], plans) == (100, True)

@@ -77,6 +77,39 @@ def test_a_report_shows_a_sample_of_the_run_with_pictures(run_folder, tmp_path):
     assert text.count("data:image/jpeg;base64,") == 20
 
 
+def test_a_report_of_the_worst_shows_those_of_the_whole_run(run_folder, tmp_path):
+    page = tmp_path / "gallery.html"
+    assert report(ReportSettings(captions=str(run_folder), output=str(page), images=5, sample="worst")) == 0
+    text = page.read_text()
+    rows = [row for row in pq.read_table(run_folder / "captions").to_pylist() if row["error"] is None]
+    worst = sorted(rows, key=lambda row: row["aligned_clip_score"])[:5]
+    assert {row["key"] for row in rows if row["key"] in text} == {row["key"] for row in worst}
+
+
+def test_a_report_of_two_runs_sets_the_same_images_side_by_side(run_folder, tmp_path):
+    other, page = shutil.copytree(run_folder, tmp_path / "other"), tmp_path / "compare.html"
+    first, *_, last = sorted((other / "captions").glob("*.parquet"))
+    rows = pq.read_table(first)
+    changed = [f"{caption} indeed" for caption in rows["caption"].to_pylist()]
+    pq.write_table(rows.set_column(2, "caption", [changed]), first)
+    last.unlink()
+    given = ReportSettings(compare=(str(run_folder), str(other)), output=str(page), images=1000)
+    assert report(given) == 0
+    text, common = page.read_text(), len(pq.read_table(other / "captions"))
+    assert text.count("data:image/jpeg;base64,") == common
+    assert f"changed captions ({len(rows)})" in text and f"identical captions ({common - len(rows)})" in text
+    assert text.count("<mark>indeed</mark>") == len(rows)
+
+
+def test_two_runs_without_a_common_image_are_told(run_folder, tmp_path):
+    other = shutil.copytree(run_folder, tmp_path / "other")
+    for path in (other / "captions").glob("*.parquet"):
+        rows = pq.read_table(path)
+        pq.write_table(rows.set_column(0, "key", [[f"x/{key}" for key in rows["key"].to_pylist()]]), path)
+    with pytest.raises(UserError, match="no image is in both"):
+        report(ReportSettings(compare=(str(run_folder), str(other)), output=str(tmp_path / "page.html")))
+
+
 @pytest.mark.parametrize("job, extra", [(verify, {"images": "x"}), (report, {"output": "x.html"})])
 def test_a_folder_without_a_run_is_told(job, extra, built, tmp_path):
     kind = VerifySettings if job is verify else ReportSettings

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium", "chromium-browser", "chrome-headless-shell", "google-chrome", "google-chrome-stable")
 PATIENCE_S = 30
 
 
@@ -29,7 +29,7 @@ class Chromium:
             os.dup2(read_commands, 3)
             os.dup2(write_results, 4)
 
-        command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         command += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "--no-first-run", "about:blank"]
         with (profile / "stderr.txt").open("wb") as log:
             self._process = subprocess.Popen(
@@ -74,7 +74,7 @@ class Chromium:
 
     def press(self, key: str, text: str = "") -> None:
         """One key down and up, as from a keyboard."""
-        code = {"Tab": 9, "Enter": 13, " ": 32}.get(key, 0)
+        code = {"Tab": 9, "Enter": 13, " ": 32, "End": 35, "ArrowRight": 39, "ArrowDown": 40}.get(key, 0)
         for kind in ("keyDown", "keyUp"):
             self("Input.dispatchKeyEvent", type=kind, key=key, text=text, windowsVirtualKeyCode=code)
 
@@ -120,9 +120,9 @@ class Chromium:
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     """One browser for all tests of the session; they skip where none is installed."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)})")
+        pytest.skip(f"no Chromium on PATH (looked for {', '.join(NAMES)}), and CHROMIUM names none")
     browser = Chromium(program, tmp_path_factory.mktemp("chromium"))
     yield browser
     browser.close()

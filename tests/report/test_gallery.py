@@ -1,99 +1,16 @@
-import base64
-import io
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
-import pytest
-from PIL import Image
 
-from recap_ray.errors import ImageError
-from recap_ray.report import render_gallery, thumbnail
-from recap_ray.report.gallery import card, figures, flatten, natural_order
-from recap_ray.schema import CAPTION_SCHEMA
-
-SCRIPT = "<script>alert(1)</script>"
-
-
-def row(key: str, **changes):
-    """An output row of the real schema: captioned, unless `changes` carry an error."""
-    full = dict.fromkeys(CAPTION_SCHEMA.names) | {"key": key, "source": f"pictures/{key}", "thumbnail": None}
-    if "error" not in changes:
-        full |= {"caption": "a dog", "clip_score": 0.75, "aligned_clip_score": 0.5, "width": 640, "height": 480}
-        full |= {"candidates": ["a cat", "a dog"], "candidate_scores": [0.25, 0.5]}
-        full |= {"neighbours": ["a puppy"], "neighbour_ids": [7], "neighbour_scores": [0.625]}
-    assert changes.keys() <= full.keys()
-    return full | changes
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its elements with their attributes, and its visible text."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data + " "
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
+from recap_ray.report import render_gallery
+from recap_ray.report.gallery import card, figures, stage_rows
+from recap_ray.report.histogram import Counts
+from tests.report.rows import SCRIPT, Page, row
 
 
 def page(rows, settings=None, summary=None) -> Page:
     return Page(render_gallery(rows, {"settings": settings or {}}, summary or {}))
-
-
-def picture(uri: str) -> Image.Image:
-    head, data = uri.split(",")
-    assert head == "data:image/jpeg;base64"
-    return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def test_a_thumbnail_keeps_the_shape_and_never_enlarges():
-    assert picture(thumbnail(encoded(Image.new("RGB", (800, 400)), "PNG"))).size == (192, 96)
-    assert picture(thumbnail(encoded(Image.new("RGB", (800, 400)), "PNG"), max_side=64)).size == (64, 32)
-    assert picture(thumbnail(encoded(Image.new("RGB", (20, 10)), "PNG"))).size == (20, 10)
-
-
-@pytest.mark.parametrize(
-    ("image", "kind", "expected"),
-    [
-        (Image.new("RGBA", (300, 300), (0, 0, 0, 0)), "PNG", (255, 255, 255)),
-        (Image.new("CMYK", (300, 300), (0, 255, 255, 0)), "JPEG", (255, 0, 0)),
-        (Image.fromarray(np.full((300, 300), 32896, np.uint16)), "PNG", (128, 128, 128)),
-        (Image.new("LA", (300, 300), (90, 255)), "PNG", (90, 90, 90)),
-        (Image.new("P", (300, 300), 0), "GIF", (0, 0, 0)),
-    ],
-    ids=["transparent", "cmyk", "16-bit", "grey with alpha", "palette"],
-)
-def test_a_thumbnail_shows_the_colour_of_a_picture_in_an_unusual_mode(image, kind, expected):
-    shown = picture(thumbnail(encoded(image, kind)))
-    assert shown.mode == "RGB"
-    assert np.abs(np.asarray(shown, int) - expected).max() <= 4
-
-
-def test_a_thumbnail_stands_upright():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to see it
-    assert picture(thumbnail(encoded(Image.new("RGB", (400, 200)), "JPEG", exif=exif))).size == (96, 192)
-
-
-def test_bytes_that_are_no_picture_raise_the_error_of_a_bad_image():
-    with pytest.raises(ImageError):
-        thumbnail(b"no picture at all")
 
 
 def test_figures_count_errors_by_code_the_commonest_first():
@@ -133,8 +50,62 @@ def test_what_the_run_does_not_know_is_left_out():
 
 def test_a_sample_says_of_how_many_images_it_is_one():
     rows = [row("a"), row("b")]
-    assert "A sample of the run's 12,000 images" in " ".join(page(rows, summary={"images": 12000}).text.split())
-    assert "A sample" not in page(rows, summary={"images": 2}).text
+    seen = Page(render_gallery(rows, {}, {"images": 12000}, "worst"))
+    assert "Of the run's 12,000 images, those with the lowest aCLIP-S." in " ".join(seen.text.split())
+    assert "Of the run's" not in page(rows, summary={"images": 2}).text
+
+
+def test_repeated_captions_are_counted_the_commonest_first():
+    rows = [row("1"), row("2", caption="a cat"), row("3", caption="a cat"), row("4", caption="a sun")]
+    rows += [row("5", caption="a cat"), row("6", caption="a sun"), row("7", error="empty: 0 bytes")]
+    seen = figures(rows)
+    assert (seen.distinct, seen.repeated, seen.repeated_in_all) == (3, [("a cat", 3), ("a sun", 2)], 2)
+    text = " ".join(page(rows).text.split())
+    assert "Distinct captions 3 the commonest for 3 images" in text
+    assert "2 captions were written for more than one image" in text
+    assert "3 50.0 % a cat 2 33.3 % a sun" in text
+
+
+def test_histograms_of_scores_are_of_the_whole_run_and_tell_what_the_page_shows():
+    scores = Counts(100, [0.5] * 7 + [0.25])
+    rows = [row("a"), row("b", caption="a very small dog")]
+    seen = Page(render_gallery(rows, {}, {"images": 8}, scores={"clip_score": scores, "aligned_clip_score": scores}))
+    bars = {bar["aria-label"]: bar for bar in seen.all("g")}
+    assert "aCLIP-S 0.50 to 0.52: 7" in bars and "aCLIP-S 0.24 to 0.26: 1" in bars
+    assert bars["aCLIP-S 0.50 to 0.52: 7"]["data-only"] == "aligned 0.5 0.52"
+    assert "data-only" not in bars["aCLIP-S 0.24 to 0.26: 1"]  # nothing to show
+    assert "0.50 to 0.52: 7 images, 2 in this page" in seen.text
+    assert {"Caption length 2 words: 1", "Caption length 4 words: 1"} <= bars.keys()
+
+
+def test_the_filter_offers_each_error_code_with_its_count():
+    rows = [row("a"), row("b", error="empty: 0 bytes"), row("c", error="truncated: x"), row("d", error="truncated: y")]
+    seen = page(rows)
+    text = " ".join(seen.text.split())
+    assert "all images (4) captioned (1) any error (3) truncated (2) empty (1)" in text
+    assert [option["value"] for option in seen.all("option")] == [
+        "",
+        "captioned",
+        "error",
+        "error truncated",
+        "error empty",
+    ]
+
+
+def test_stage_times_are_a_table_that_marks_the_bottleneck():
+    stages = {
+        "busy_seconds": {"read": 1.0, "generate": 3.0},
+        "waiting_seconds": {"decoded": 2.5},
+        "images_per_second_of_one_worker": {"read": 40.0},
+        "bottleneck": "generate",
+    }
+    read, generate = stage_rows(stages)
+    assert (read["share"], read["rate"], read["bottleneck"]) == (0.25, 40.0, False)
+    assert (generate["share"], generate["rate"], generate["bottleneck"]) == (0.75, None, True)
+    text = " ".join(page([row("a")], summary={"stages": stages}).text.split())
+    assert "read 1.0 s 25.0 % 40.0 generate bottleneck 3.0 s 75.0 % \N{EN DASH}" in text
+    assert "Waiting: decoded parts for an actor 2.5 s." in text
+    assert "Where the time went" not in page([row("a")]).text
 
 
 def test_a_run_without_an_alignment_says_so():
@@ -172,11 +143,6 @@ def test_cards_come_in_the_natural_order_of_keys():
     assert re.findall(r'class="key">([^<]+)<', html) == ["a/9", "img1.jpg", "img2.jpg", "img10.jpg"]
 
 
-def test_natural_order_compares_any_two_keys():
-    keys = ["", "7", "a", "7a", "a7", "٣", "9" * 5000, "a" + "0" * 30, "²"]
-    assert len(sorted(keys, key=natural_order)) == len(keys)
-
-
 def test_an_error_row_shows_its_code_message_and_source_and_no_caption():
     seen = page([row("b.jpg", error="truncated: ends at row 12: 3 of 9 blocks")])
     text = " ".join(seen.text.split())
@@ -207,7 +173,3 @@ def test_the_page_asks_for_nothing_from_outside():
     [policy] = [m["content"] for m in seen.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert "default-src 'none'; img-src data:;" in policy
     assert "unsafe" not in policy
-
-
-def test_nested_settings_become_rows_of_a_table():
-    assert flatten({"a": 1, "b": {"c": None, "d": {"e": [2]}}}) == [("a", "1"), ("b.c", "none"), ("b.d.e", "[2]")]

@@ -1,0 +1,162 @@
+"""What the pages share: one HTML file that needs nothing but itself, its pictures, its numbers and its order of keys.
+
+A page's security policy lets no script and no style in but its own, which it knows by their hashes, and no request out.
+Templates escape every text.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from recap_ray.images import ImageLimits, decode
+
+ASSETS = Path(__file__).parent
+
+# At quality 80 a 192-pixel photograph takes about 7 kB; thumbnails are nearly all of the page's size.
+JPEG_QUALITY = 80
+
+# The settings that say what wrote the captions, by the words the pages use for them.
+MODELS = {
+    "method": "method",
+    "clip": "CLIP",
+    "language_model": "language model",
+    "decoder": "decoder",
+    "alignment": "alignment",
+    "index": "caption index",
+}
+
+SCORES = {"clip_score": "CLIP-S", "aligned_clip_score": "aCLIP-S"}
+FIELDS = {"clip_score": "clip", "aligned_clip_score": "aligned"}  # what cards call them
+
+# What a page says of a sample.
+SAMPLE_WORDS = {
+    "even": "evenly spread over the run",
+    "best": "those with the highest aCLIP-S",
+    "worst": "those with the lowest aCLIP-S",
+    "random": "drawn at random",
+}
+
+
+class Sort(NamedTuple):
+    """A button that orders the cards by a number that they carry, `field`; and the order that comes first."""
+
+    field: str
+    label: str
+    up: str  # what that order is, in words
+    down: str
+    first: str
+
+
+BY_KEY = Sort("key", "Key", "A to Z", "Z to A", "up")
+
+
+def render_page(template: str, style: str, **values: Any) -> str:
+    """The page of a template, with the style that all share and its own, and the script that all share."""
+    style = _asset("page.css") + _asset(style)
+    script = _asset("cards.js")
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(style),
+            script=Markup(script),
+            style_hash=_csp_hash(style),
+            script_hash=_csp_hash(script),
+            **values,
+        )
+    )
+
+
+def thumbnail(data: bytes, max_side: int = 192, limits: ImageLimits = ImageLimits()) -> str:
+    """The picture in `data`, upright and at most `max_side` pixels a side, as a `data:image/jpeg;base64,...` URI.
+
+    Small pictures are never enlarged. Raises ImageError where the bytes are no whole picture.
+    """
+    image = decode(data, limits)
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def natural_order(key: str) -> list[tuple[int, str]]:
+    """A sort key that puts `img2` before `img10`, as file managers do."""
+    parts = re.split(r"([0-9]{1,18})", key)
+    return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows of a table: {"a": {"b": 1}} -> [("a.b", "1")]."""
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            rows += flatten(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", "none" if value is None else str(value)))
+    return rows
+
+
+def models_of(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What wrote the captions of a run: [("CLIP", "ViT-B-32:openai"), ...]."""
+    return [(label, settings[name] or "none") for name, label in MODELS.items() if _tells(settings, name)]
+
+
+def finite(number: float | None) -> float | None:
+    """The number, or None where it is missing or NaN."""
+    return None if number is None or not math.isfinite(number) else float(number)
+
+
+def mean(numbers: Iterable[float | None]) -> float | None:
+    """The mean of those that are not missing; None of none."""
+    known = [number for number in map(finite, numbers) if number is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def split_error(error: str | None) -> tuple[str, str]:
+    """The code and the message of an error as a row carries it; two empty texts where there is none."""
+    code, _, message = (error or "").partition(": ")
+    return code, message
+
+
+def _tells(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether a setting is the method's: None is what it has no use for, but for the map, which it may do without."""
+    return bool(settings.get(name)) or (name == "alignment" and name in settings)
+
+
+def _csp_hash(text: str) -> str:
+    """The source expression by which a Content-Security-Policy admits exactly this inline text."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "score": lambda number: "\N{EN DASH}" if number is None else f"{number:.3f}",
+        "change": lambda number: "\N{EN DASH}" if number is None else f"{number:+.3f}".replace("-", "\N{MINUS SIGN}"),
+        "count": lambda number: f"{number:,}",
+        "percent": lambda share: f"{100 * share:.1f} %",
+    }
+    return environment

@@ -1,0 +1,195 @@
+"""Figures of a fit and of an evaluation: numbers in, a matplotlib Figure out.
+
+They are saved as SVG: sharp at any size, small, and its words can be searched and read aloud. pyplot is never imported:
+it holds figures and a backend that are the whole process's. Colours are Okabe and Ito's, which the colour-blind tell
+apart; whatever a colour says, a shape or a place says too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from recap_ray.alignment import METHODS, GapProjection, Recipe
+from recap_ray.alignment.solvers import PREPARATIONS, RIDGES
+from recap_ray.errors import MissingExtra
+from recap_ray.runs import output_file
+from recap_ray.storage import commit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 6.25  # inches: 600 pixels of a browser
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#767676", "#000000"
+STYLE_OF = dict(zip(PREPARATIONS, ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"))))
+TOLD = dict(zip(PREPARATIONS, ("as they are", "centred", "standardised")))
+DASHES = dict(zip(RIDGES, ("-", ":")))
+FILL = dict(zip(RIDGES, (None, "white")))
+
+# The metrics whose value is the mean over images, in the order they are drawn.
+DISTRIBUTIONS = ("CLIP-S", "RefCLIP-S", "aCLIP-S", "RefaCLIP-S", "CIDEr", "ROUGE-L", "SPICE")
+BINS = 30
+
+
+def require_matplotlib() -> None:
+    """Raises MissingExtra if there is nothing to draw with."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtra("matplotlib", "plots", "--plots")
+
+
+def open_plots(given: str) -> Path:
+    """The folder of --plots, made; raises UserError if nothing can be written there."""
+    return output_file(f"{given.rstrip('/')}/plots.svg", "--plots").parent
+
+
+def save_plots(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Writes NAME.svg each, the same figure to the same bytes, and prints where they are."""
+    for name, figure in figures.items():
+        commit(folder / f"{name}.svg", partial(_save, figure))
+    print(f"plots: {', '.join(str(folder / f'{name}.svg') for name in figures)}")
+
+
+def retrieval_figure(candidates: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Figure:
+    """Mean reciprocal rank of held-out images by strength of the ridges, beside the methods that have none; the chosen
+    recipe is marked with its standard error.
+
+    The entries `held_out_retrieval`, of which there is one at least, and `recipe` of alignment.json.
+    """
+    ridges = [candidate for candidate in candidates if candidate["method"] in RIDGES]
+    others = [candidate for candidate in candidates if candidate["method"] not in RIDGES]
+    methods = [name for name in METHODS if any(candidate["method"] == name for candidate in others)]
+    widths = [3.0, 0.6 + 0.4 * len(methods)] if ridges else [1.0]
+    figure = _figure(4.8)
+    axes: list[Axes] = list(figure.subplots(1, len(widths), sharey=True, width_ratios=widths, squeeze=False)[0])
+    if ridges:
+        _draw_strengths(axes[0], ridges)
+    _draw_methods(axes[-1], others, methods)
+    axes[0].set_ylabel("MRR, mean of 1 / rank (held-out images)")
+    marked = next(c for c in candidates if all(c[name] == value for name, value in chosen.items()))
+    place = axes[0] if marked in ridges else axes[-1]
+    x = marked["strength"] if marked in ridges else _place(marked, methods)
+    error = marked["MRR_standard_error"]
+    place.errorbar(x, marked["MRR"], error, fmt="none", ecolor=BLACK, capsize=4, zorder=4, label="_standard error")
+    place.plot(x, marked["MRR"], "o", ms=13, mfc="none", mec=BLACK, mew=1.5, zorder=5, label="chosen")
+    figure.suptitle(f"Chosen: {Recipe(**chosen)}\nMRR {marked['MRR']:.3f} ± {error:.3f}{_without(candidates, marked)}")
+    _legend(figure, [c["method"] for c in ridges])
+    return figure
+
+
+def gap_figure(projection: GapProjection, gap: Mapping[str, float]) -> Figure:
+    """Images and captions of the same pairs before and after the map, on the same principal components.
+
+    `gap`, before and after, is the distance of the means in all dimensions: `modality_gap` of alignment.json.
+    """
+    figure = _figure(4.3, "compressed")  # constrained, for axes of equal scales
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    captions = projection.captions
+    for place, when, images in zip(axes, ("before", "after"), (projection.before, projection.after)):
+        place.scatter(*images.T, s=7, c=BLUE, marker="o", alpha=0.5, lw=0, label="images")
+        place.scatter(*captions.T, s=9, c=ORANGE, marker="^", alpha=0.5, lw=0, label="captions")
+        means = np.stack([images.mean(0), captions.mean(0)])
+        place.plot(*means.T, "-", c=BLACK, lw=2, label="means", zorder=3)
+        for mean, colour, marker in zip(means, (BLUE, ORANGE), ("o", "^")):
+            place.plot(*mean, marker, c=colour, ms=11, mec=BLACK, mew=1.5, zorder=4)
+        place.set_title(f"{when} the map", fontsize="medium")
+        place.set_aspect("equal")
+        place.set_xlabel(f"principal component 1 ({projection.variance[0]:.0%} of variance)", fontsize="small")
+    axes[0].set_ylabel(f"principal component 2 ({projection.variance[1]:.0%} of variance)", fontsize="small")
+    figure.suptitle(
+        f"Modality gap: {gap['before']:.3f} before the map, {gap['after']:.3f} after\n"
+        "(distance of the means in all dimensions)"
+    )
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, markerscale=2)
+    return figure
+
+
+def scores_figure(
+    scores: Mapping[str, np.ndarray], standard_errors: Mapping[str, float | None], of: str = "images"
+) -> Figure:
+    """A histogram of each metric's finite values, at least one for each image (or what they are `of`), with the mean
+    marked and told with its standard error, where one is known."""
+    rows = -(-len(scores) // 2)
+    figure = _figure(0.5 + 2.1 * rows)
+    places = figure.subplots(rows, 2, squeeze=False).ravel()
+    for place, (name, values) in zip(places, scores.items()):
+        mean, error = float(values.mean()), standard_errors.get(name)
+        told = f"{name}: mean {mean:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+        place.hist(values, BINS, color=BLUE, alpha=0.7)
+        place.axvline(mean, c=BLACK, lw=1.5, ls="--", label="mean")
+        place.set_title(told, fontsize="medium")
+        place.set_xlabel(f"{name} (no unit)")
+    for place in places[::2]:
+        place.set_ylabel(of)
+    for place in places[len(scores) :]:
+        place.remove()
+    figure.suptitle(f"Scores of {max(map(len, scores.values())):,} {of}; dashed: the mean")
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "recap-ray"}):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _figure(height: float, layout: Literal["constrained", "compressed"] = "constrained") -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), layout=layout)
+
+
+def _draw_strengths(place: Axes, ridges: Sequence[Mapping[str, Any]]) -> None:
+    for method in RIDGES:
+        for prepare in PREPARATIONS:
+            own = [c for c in ridges if (c["method"], c["prepare"]) == (method, prepare)]
+            colour, marker = STYLE_OF[prepare]
+            x, y = [c["strength"] for c in own], [c["MRR"] for c in own]
+            look: dict[str, Any] = {"c": colour, "marker": marker, "mfc": FILL[method] or colour, "ls": DASHES[method]}
+            if own:
+                place.plot(x, y, ms=6, label=f"{method}, {prepare}", **look)
+    place.set_xscale("log")
+    place.set_title("by strength", fontsize="medium")
+    place.set_xlabel("strength: λ / mean eigenvalue of F'F")
+
+
+def _draw_methods(place: Axes, others: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
+    for prepare in PREPARATIONS:
+        own = [candidate for candidate in others if candidate["prepare"] == prepare]
+        colour, marker = STYLE_OF[prepare]
+        x, y = [_place(candidate, methods) for candidate in own], [candidate["MRR"] for candidate in own]
+        place.plot(x, y, c=colour, marker=marker, ms=6, ls="none", label=prepare)
+    names = ["no map" if name == "identity" else name.replace("-to-", "\nto ") for name in methods]
+    place.set_xticks(range(len(methods)), names, rotation=60, ha="right", rotation_mode="anchor")
+    place.set_xlim(-0.6, len(methods) - 0.4)
+    place.set_title("without strength", fontsize="medium")
+
+
+def _place(candidate: Mapping[str, Any], methods: Sequence[str]) -> float:
+    """Where a candidate without strength stands: those of a method side by side."""
+    own = METHODS[candidate["method"]]
+    return methods.index(candidate["method"]) + 0.2 * (own.index(candidate["prepare"]) - (len(own) - 1) / 2)
+
+
+def _without(candidates: Sequence[Mapping[str, Any]], marked: Mapping[str, Any]) -> str:
+    no_map = next((c["MRR"] for c in candidates if c["method"] == "identity" and c is not marked), None)
+    return "" if no_map is None else f", without a map {no_map:.3f}"
+
+
+def _legend(figure: Figure, ridges: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], c=GREY, ls=DASHES[name], marker="o", mfc=FILL[name] or GREY, label=name)
+        for name in RIDGES
+        if name in ridges
+    ]
+    marks = [Line2D([], [], c=STYLE_OF[p][0], marker=STYLE_OF[p][1], ls="none", label=TOLD[p]) for p in PREPARATIONS]
+    figure.legend(handles=[*lines, *marks], loc="outside lower center", ncols=5, frameon=False, fontsize="small")
