@@ -35,6 +35,8 @@ ACTOR_RETRIES = {"max_restarts": -1, "max_task_retries": 1}
 # cores took 52 processes. Nodes of a cluster are told the same where they are started (cluster.yaml, deploy/).
 IDLE_WORKERS_KEPT_MS = 60_000
 
+STARTS = 3  # tries to start a local Ray
+
 
 @contextmanager
 def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]:
@@ -56,8 +58,7 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
                     f"RAY_ADDRESS {address}: no Ray answers there; start it, or unset RAY_ADDRESS"
                 ) from None
         else:
-            ray.init(
-                "local",
+            _start_local(
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
@@ -79,6 +80,18 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
     finally:
         if started:
             ray.shutdown()
+
+
+def _start_local(**how: Any) -> None:
+    """A Ray on this machine. Ray gives up after 30 seconds, which a busy machine may take: then it is tried again."""
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init("local", **how)
+            return
+        except Exception as error:  # Ray raises no other
+            if "timed out during startup" not in str(error) or not left:
+                raise
+            print("Ray did not start within its 30 s on this busy machine: trying again", flush=True)
 
 
 @dataclass(frozen=True)
