@@ -17,7 +17,7 @@ from recap_ray.captioners import Captioner
 from recap_ray.captioners.rows import caption_rows
 from recap_ray.errors import UserError
 from recap_ray.pipelines.given import BATCH_ROWS, FLAGS, captioner_of, loader_of
-from recap_ray.settings import CaptionSettings
+from recap_ray.settings import CaptionerSettings, CaptionSettings
 from recap_ray.stage_times import StageClock
 
 GivenImage = Image.Image | bytes | str | PathLike[str]
@@ -102,7 +102,7 @@ def _key_of(image: GivenImage, pixels: np.ndarray) -> str:
 load_captioner.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-        for field in fields(CaptionSettings)
+        for field in fields(CaptionerSettings)
         if field.name in FLAGS
     ],
     return_annotation="LoadedCaptioner",

@@ -18,14 +18,14 @@ from recap_ray.errors import ImageError, UserError
 from recap_ray.images import ImageLimits, Picture, decode_pixels, picture_of
 from recap_ray.inputs.files import read_file
 from recap_ray.pipelines.loading import ImageLoader
-from recap_ray.settings import CaptionSettings
+from recap_ray.settings import CaptionerSettings, CaptionSettings, RaySettings
 from recap_ray.storage import storage_options, use_storage_options
 
 BATCH_ROWS = 256  # pictures captioned at once: 37 MiB of pixels
 
-# Flags of `caption` that tell of its files, its parts and its Ray.
-OF_THE_COMMAND = frozenset("images output changed part_rows max_error_rate gpu_actors num_cpus object_store_mb".split())
-FLAGS = tuple(field.name for field in fields(CaptionSettings) if field.name not in OF_THE_COMMAND)
+# Flags of `caption` that tell of its files, its parts and its Ray have no meaning here.
+OF_THE_JOB = {"images", "part_rows", "max_error_rate", "gpu_actors"} | {field.name for field in fields(RaySettings)}
+FLAGS = tuple(field.name for field in fields(CaptionerSettings) if field.name not in OF_THE_JOB - {"storage_options"})
 
 
 def captioner_of(flags: Mapping[str, Any], **more: Any) -> tuple[Captioner, CaptionSettings]:

@@ -141,7 +141,7 @@ def test_the_flags_show_in_help_with_their_defaults():
 
     shown = inspect.signature(recap_ray.load_captioner).parameters
     assert shown["prompt"].default == DEFAULT_PROMPT and shown["method"].default == "recap"
-    assert not {"images", "output", "part_rows", "num_cpus"} & set(shown)
+    assert not {"images", "output", "part_rows", "num_cpus", "quiet", "plan"} & set(shown)
 
 
 @pytest.mark.parametrize(
