@@ -27,7 +27,16 @@ from typing import IO, Any, cast
 from recap_ray import __version__
 from recap_ray.errors import UserError
 from recap_ray.heartbeat import heartbeat, settle, wait_for_silence
-from recap_ray.storage import commit, is_remote, local_copy, make_folder, names_in, stamp_of, storage_path
+from recap_ray.storage import (
+    commit,
+    is_remote,
+    local_copy,
+    make_folder,
+    names_in,
+    read_whole,
+    stamp_of,
+    storage_path,
+)
 
 # What a job commits first; a folder without any of it holds no work.
 RESULTS = (
@@ -155,7 +164,7 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """The JSON object in a file of ours; raises UserError if it is missing or damaged."""
     try:
         path = storage_path(path, what) if isinstance(path, str) else path
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_whole(path))
     except FileNotFoundError:
         raise UserError(f"{what}: {path} does not exist") from None
     except (OSError, ValueError) as error:

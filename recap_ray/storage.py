@@ -100,6 +100,12 @@ def open_pieces(path: Path) -> IO[bytes]:
     return cast(Any, path).open("rb", cache_type="none") if is_remote(path) else path.open("rb")
 
 
+def read_whole(path: Path) -> bytes:
+    """What is in a small file. Of a store by one request: s3fs asks for a file's version when it is opened, and then
+    fails to read it where another process wrote it anew in between, as a driver does with its run.json."""
+    return bytes(_fs(path).cat_file(_key(path))) if is_remote(path) else path.read_bytes()
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and those above it; a store needs none."""
     if not is_remote(path):

@@ -1,12 +1,14 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.runs import open_run, output_file, output_folder, read_json
+from recap_ray.runs import open_run, output_file, output_folder, read_json, write_json
+from recap_ray.storage import storage_path
 
 
 def commit_a_part(output) -> None:
@@ -99,3 +101,25 @@ def test_what_is_no_folder_or_no_json_is_told(tmp_path):
         read_json(file, "--index")
     with pytest.raises(UserError, match="does not exist"):
         read_json(tmp_path / "none", "--index")
+
+
+def test_a_file_of_a_store_is_read_while_another_process_writes_it_anew(s3):
+    """As a second driver reads the heartbeat of the first."""
+    path = storage_path(f"{s3}/anew/run.json", "--output")
+    write_json(path, {"beat": 0})
+    ended = threading.Event()
+
+    def beat():
+        number = 0
+        while not ended.is_set():
+            number += 1
+            write_json(path, {"beat": number, "more": "x" * (number % 50)})
+
+    writer = threading.Thread(target=beat)
+    writer.start()
+    try:
+        for _ in range(60):
+            assert read_json(path, "the run")["beat"] >= 0
+    finally:
+        ended.set()
+        writer.join()

@@ -128,12 +128,13 @@ def _report(fitted: Fitted, card: ClipCard) -> dict[str, Any]:
         "held_out_images": sum(len(fold.held_out.images) for fold in gathered.folds),
         "pool": f"the captions of the held-out images of one fold, {pool:,} on average",
         "modality_gap": {"before": gaps.get(_no_map(fitted.recipe)), "after": gaps.get(fitted.recipe)},
-        "held_out_retrieval": [_entry(candidate) for candidate in fitted.candidates],
+        "held_out_retrieval": [candidate_entry(candidate) for candidate in fitted.candidates],
         "seconds": dict(fitted.seconds),
     }
 
 
-def _entry(candidate: Candidate) -> dict[str, Any]:
+def candidate_entry(candidate: Candidate) -> dict[str, Any]:
+    """What alignment.json tells of a map that was tried."""
     scores = {name: round(value, 4) for name, value in candidate.scores.items()}
     return {
         **asdict(candidate.recipe),

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from contextlib import contextmanager
+from functools import partialmethod
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -224,8 +225,8 @@ def test_a_picture_that_never_ends_costs_one_row(tmp_path, ray_running, monkeypa
     write_tar(tmp_path / "tars" / "0.tar", range(12), k7=ENDLESS)
     from recap_ray.pipelines import loading
 
-    monkeypatch.setattr(loading, "TIMEOUT_S", 2.0)
-    monkeypatch.setattr(loading.ImageLoader.__init__, "__defaults__", (decode_a_byte, False, 2.0))
+    made = loading.ImageLoader.__init__
+    monkeypatch.setattr(loading.ImageLoader, "__init__", partialmethod(made, timeout_s=2.0))
     assert run(settings_of(tmp_path)) == 0
     errors = {key: row["error"] for key, row in rows_in(tmp_path).items() if row["error"]}
     assert errors == {"000007": "decoder_hung: decoding took longer than 2 s"}

@@ -9,7 +9,7 @@ import pytest
 
 from recap_ray.alignment import Recipe, choose, cross_validate, project_gap, recipes
 from recap_ray.errors import MissingExtra, UserError
-from recap_ray.pipelines.fit_alignment import _entry
+from recap_ray.pipelines.fitting import candidate_entry
 from recap_ray.report.plots import (
     gap_figure,
     open_plots,
@@ -34,7 +34,7 @@ def compared(request, folds):
     """What alignment.json says of a fit: every candidate, and the chosen recipe."""
     wanted = recipes(request.param)
     candidates = cross_validate(folds, list(dict.fromkeys([NO_MAP, *wanted])))
-    return [_entry(candidate) for candidate in candidates], asdict(choose(candidates, wanted))
+    return [candidate_entry(candidate) for candidate in candidates], asdict(choose(candidates, wanted))
 
 
 def words_of(path) -> str:
