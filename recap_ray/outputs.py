@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from recap_ray.errors import UserError
 from recap_ray.parts import part_files, recorded_packs
 from recap_ray.runs import read_json
-from recap_ray.storage import open_pieces, storage_path
+from recap_ray.storage import is_remote, open_pieces, read_whole, storage_path
 
 
 def open_output(captions: str, flag: str = "--captions") -> tuple[Path, dict[str, Any], list[Path]]:
@@ -55,20 +55,25 @@ def spread_parts(files: Sequence[Path], count: int) -> dict[Path, list[int]]:
     return chosen
 
 
-def read_parts(file: Path, numbers: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """These columns of some row groups of a file of a run, one after another.
+def read_parts(file: Path, numbers: Sequence[int] | None, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of some row groups of a file of a run, or of all, one after another.
 
     Raises UserError if the file went away since it was found.
     """
     try:
-        # A part of a store is read whole: its columns would be a request each. Of a pack that would be far too much.
-        small = file.name.startswith("part-")
-        with pa.BufferReader(file.read_bytes()) if small else open_pieces(file) as stream:
+        with _open_rows(file, some=numbers is not None) as stream:
             parquet = pq.ParquetFile(stream, pre_buffer=True)
-            for number in numbers:
+            for number in range(parquet.num_row_groups) if numbers is None else numbers:
                 yield parquet.read_row_group(number, columns=list(columns)).replace_schema_metadata(None)
     except FileNotFoundError:
         raise UserError(
             f"--captions: {file} went away while the run was read: wait for the compact or caption that is at work on "
             "it, and give this command again"
         ) from None
+
+
+def _open_rows(file: Path, some: bool) -> Any:
+    """A file of rows, opened to read some row groups or all."""
+    if is_remote(file) and file.name.startswith("part-"):
+        return pa.BufferReader(read_whole(file))  # its columns would be a request each
+    return open_pieces(file) if some else file.open("rb")  # the groups of a pack, too

@@ -25,9 +25,10 @@ from pathlib import Path
 import psutil
 
 from recap_ray.inputs.finding import find_input
+from recap_ray.inputs.planning import rows_of
+from recap_ray.key_sums import LocalKeys, compare
 from recap_ray.outputs import read_rows
 from recap_ray.parts import finished_parts
-from recap_ray.pipelines.verify import compare_keys, input_keys
 from recap_ray.storage import commit, storage_path
 from tests.fake_retrieval import expected_neighbours, write_index
 from tests.s3 import KEYS, environment, s3_server
@@ -134,8 +135,9 @@ class Scene:
     def check(self) -> None:
         """Every key is there once, with its caption."""
         rows = self.rows()
-        _, _, faults = compare_keys(lambda: input_keys(find_input(self.images)), lambda: (key for key, _ in rows))
-        assert not any(faults.values()), {name: len(keys) for name, keys in faults.items()}
+        wanted = LocalKeys(lambda: (row.key for tar in find_input(self.images).containers for row in rows_of(tar)))
+        comparison = compare(wanted, LocalKeys(lambda: (key for key, _ in rows)))
+        assert comparison, comparison
         assert rows == expected_rows(retrieving=self.nodes is not None)
 
 

@@ -46,6 +46,7 @@ BOTTOM = {
     "schema",
     "settings",
     "errors",
+    "key_sums",
     "forecast",
     "progress",
     "stage_times",
@@ -107,7 +108,7 @@ def test_every_job_is_a_script_and_a_command():
 
 LIGHT = (
     "part_stages", "caption_stages", "shard_stages", "shard_actors", "fold_sums", "example_writer", "loading", "rows",
-    "compact", "check", "fitting",
+    "compact", "check", "fitting", "verify",
 )  # fmt: skip
 
 

@@ -84,7 +84,12 @@ def estimate_rows(containers: Sequence[Container], plans: Sequence[Plan]) -> tup
 
 def rows_of(container: Container) -> Iterable[PlanRow]:
     """The rows of a tar or Parquet file, indexed now."""
-    return (index_parquet if container.path.suffix == ".parquet" else index_tar)(container.path)
+    return index_file(container.path)
+
+
+def index_file(path: Path) -> Iterable[PlanRow]:
+    """The same, of its path."""
+    return (index_parquet if path.suffix == ".parquet" else index_tar)(path)
 
 
 def plan_container(folder: Path, container: Container, part_rows: int) -> Plan:

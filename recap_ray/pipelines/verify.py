@@ -1,33 +1,31 @@
 """Prove that each input image is in the output exactly as often as in the input.
 
 The proof looks at the input and the rows of the output alone: it knows nothing of plans, reports or marks of success.
-Its memory does not grow with the keys: both sides are added up in buckets of a digest of the key, and only the keys of
-buckets that differ are looked at one by one.
+Workers index tars and Parquet files and read the rows' keys, and give back sums (key_sums.py); keys come to the driver
+only from buckets in which the two sides differ. Single files are listed by the driver, which is one listing.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from recap_ray.inputs.finding import Input, find_input
-from recap_ray.inputs.planning import rows_of
+from recap_ray.inputs.planning import index_file
+from recap_ray.inputs.rows import PlanRow
+from recap_ray.key_sums import BUCKETS, KEY_TYPE, BucketSums, Comparison, LocalKeys, Side, batches, compare, pick_keys
 from recap_ray.outputs import open_output
 from recap_ray.pipelines.cluster import ray_session
-from recap_ray.pipelines.rows import iter_part_rows
+from recap_ray.pipelines.rows import ColumnReader, map_files
 from recap_ray.progress import Progress
 from recap_ray.settings import VerifySettings
-
-SHOWN = 20  # keys of each fault in the printed list
-BUCKETS = 4096
-AT_ONCE = 256  # buckets whose keys are held at the same time: a sixteenth of all, if all are wrong
-
-Keys = Callable[[], Iterable[str]]  # the keys of one side, read anew at every call
+from recap_ray.storage import storage_options, storage_path
 
 
 def verify(settings: VerifySettings) -> int:
@@ -35,65 +33,111 @@ def verify(settings: VerifySettings) -> int:
     found = find_input(settings.images)
     _, _, files = open_output(settings.captions)
     with ray_session(settings):
-        wanted, there, faults = compare_keys(lambda: input_keys(found), lambda: output_keys(files))
-    for what, keys in faults.items():
-        for key in sorted(keys)[:SHOWN]:
+        comparison = compare(input_side(found), FileKeys("output", files, OutputKeys(storage_options())))
+    print_comparison(comparison)
+    return 0 if comparison else 1
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The first keys of each fault, and how many there are of all."""
+    faults = comparison.faults
+    for what, fault in faults.items():
+        for key in fault.first:
             print(f"{what}: {key}")
-        if len(keys) > SHOWN:
-            print(f"{what}: ... and {len(keys) - SHOWN:,} more")
-    print(f"{wanted:,} images, {there:,} rows:", ", ".join(f"{len(keys):,} {what}" for what, keys in faults.items()))
-    return 1 if any(faults.values()) else 0
+        if fault.count > len(fault.first):
+            print(f"{what}: ... and {fault.count - len(fault.first):,} more")
+    counts = ", ".join(f"{fault.count:,} {what}" for what, fault in faults.items())
+    print(f"{comparison.wanted:,} images, {comparison.there:,} rows:", counts)
 
 
-def input_keys(found: Input) -> Iterator[str]:
-    """The keys of the input as it is now."""
-    rows = found.list_files() if found.list_files else chain.from_iterable(map(rows_of, found.containers))
-    return (row.key for row in rows)
+def input_side(found: Input) -> Side:
+    """The keys of the input as it is whenever they are read."""
+    if listing := found.list_files:
+        return LocalKeys(lambda: listed_keys(listing))
+    return FileKeys("input", [container.path for container in found.containers], InputKeys(storage_options()))
 
 
-def output_keys(files: list[Path]) -> Iterator[str]:
-    """The keys of the files of a run."""
-    progress = Progress("verify", len(files), "files")
-    for rows in iter_part_rows(files, ["key"]):
-        yield from pa.chunked_array(rows["key"]).to_pylist()
-        progress.update(1)
+def listed_keys(listing: Callable[[], Iterator[PlanRow]]) -> Iterator[str]:
+    """The keys of single files; how many there are is not known before."""
+    progress = Progress("verify input", 0, "images", open_end=True)
+    for batch in batches(row.key for row in listing()):
+        yield from batch
+        progress.update(len(batch))
     progress.finish()
 
 
-def compare_keys(wanted: Keys, there: Keys) -> tuple[int, int, dict[str, list[str]]]:
-    """How many keys each side has, and the keys that are missing from `there`, too often in it, and asked for by
-    nobody."""
-    first, second = BucketSums.of(wanted()), BucketSums.of(there())
-    faults: dict[str, list[str]] = {"missing": [], "duplicate": [], "unknown": []}
-    different = [number for number in range(BUCKETS) if first.sums[number] != second.sums[number]]
-    for start in range(0, len(different), AT_ONCE):
-        buckets = set(different[start : start + AT_ONCE])
-        asked, found = (Counter(key for key in keys() if _bucket(key)[0] in buckets) for keys in (wanted, there))
-        faults["missing"] += [key for key, count in asked.items() if found[key] < count]
-        faults["duplicate"] += [key for key, count in found.items() if 0 < asked[key] < count]
-        faults["unknown"] += [key for key in found if key not in asked]
-    return first.count, second.count, faults
+@dataclass(frozen=True)
+class FileKeys:
+    """A side that workers read, some files a block."""
+
+    what: str
+    files: Sequence[Path]
+    read: Callable[[str], Iterable[str]]  # the keys of a file, in a worker
+
+    def sums(self) -> BucketSums:
+        """Of all keys; a block of files comes to the driver as 160 KiB."""
+        total = BucketSums()
+        for table in self._blocks(KeySummer(self.read), f"verify {self.what}"):
+            total = total.merge(BucketSums.from_bytes(table["sums"][0].as_py()))
+        return total
+
+    def keys_in(self, buckets: np.ndarray) -> Iterator[pa.Array]:
+        """The keys in these buckets, a block of files at a time."""
+        what = f"verify {self.what}, keys in {len(buckets):,} of {BUCKETS:,} buckets"
+        for table in self._blocks(KeyPicker(self.read, buckets), what):
+            yield table["keys"].combine_chunks().flatten()
+
+    def _blocks(self, stage: Callable[[pa.Table], pa.Table], what: str) -> Iterator[pa.Table]:
+        progress = Progress(what, len(self.files), "files")
+        for table in map_files(self.files, stage):
+            yield table
+            progress.update(table["files"][0].as_py())
+        progress.finish()
 
 
-class BucketSums:
-    """Keys added up: of each bucket the sum of the digests, which is equal for equal keys in any order, and for others
-    by a chance of one in 2^128."""
+@dataclass(frozen=True)
+class KeySummer:
+    """Adds up the keys of a block of files."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.sums = [0] * BUCKETS
+    read: Callable[[str], Iterable[str]]
 
-    @classmethod
-    def of(cls, keys: Iterable[str]) -> BucketSums:
-        """The sums of these keys."""
-        sums = cls()
-        for key in keys:
-            bucket, digest = _bucket(key)
-            sums.sums[bucket] += digest
-            sums.count += 1
-        return sums
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row: how many files they are, and the sums."""
+        sums = BucketSums.of(chain.from_iterable(map(self.read, batch["file"].to_pylist())))
+        return pa.table({"files": [len(batch)], "sums": pa.array([sums.to_bytes()], pa.binary())})
 
 
-def _bucket(key: str) -> tuple[int, int]:
-    digest = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=16).digest())
-    return digest % BUCKETS, digest
+@dataclass(frozen=True)
+class KeyPicker:
+    """Picks the keys in some buckets out of a block of files."""
+
+    read: Callable[[str], Iterable[str]]
+    buckets: np.ndarray
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One row: how many files they are, and the keys."""
+        keys = list(pick_keys(chain.from_iterable(map(self.read, batch["file"].to_pylist())), self.buckets))
+        return pa.table({"files": [len(batch)], "keys": pa.array([keys], pa.list_(KEY_TYPE))})
+
+
+@dataclass(frozen=True)
+class InputKeys:
+    """The keys of a tar or Parquet file as it is now."""
+
+    options: dict[str, Any]  # of storage_path
+
+    def __call__(self, file: str) -> Iterator[str]:
+        """Those of a row each."""
+        return (row.key for row in index_file(storage_path(file, "--images", self.options)))
+
+
+@dataclass(frozen=True)
+class OutputKeys:
+    """The keys of a file of a run."""
+
+    options: dict[str, Any]  # of storage_path
+
+    def __call__(self, file: str) -> Iterator[str]:
+        """One a row; raises UserError if the file went away since it was found."""
+        for rows in ColumnReader(["key"], self.options).read(file):
+            yield from rows["key"].to_pylist()
