@@ -35,7 +35,9 @@ def test_the_first_line_of_an_exception_is_its_own_or_its_name():
 
 
 def test_the_text_of_every_error_is_read_by_a_test():
-    left = unread(python_files(ROOT / "recap_ray"), python_files(ROOT / "tests").values())
+    tests = python_files(ROOT / "tests")
+    del tests["tests/test_errors.py"]  # whose table above is no reading
+    left = unread(python_files(ROOT / "recap_ray"), tests.values())
     excused = {line for line in left if line.partition(": ")[2] in READ_OTHERWISE}
     assert len(excused) == len(READ_OTHERWISE), "a message of READ_OTHERWISE is gone, or read by now: take it out"
     told = "\n".join(line for line in left if line not in excused)

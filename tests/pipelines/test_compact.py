@@ -180,7 +180,6 @@ def on_disk(captioned, tmp_path):
 def test_mistakes_are_one_line_and_change_nothing(on_disk, tmp_path, capsys):
     part = min((on_disk / "captions").iterdir())
     pq.write_table(pq.read_table(part).replace_schema_metadata({FINGERPRINT_KEY: b"other"}), part)
-    before = files_of(tmp_path)
     (tmp_path / "empty").mkdir()
     locked = shutil.copytree(on_disk, tmp_path / "locked")
     (locked / ".lock").unlink()
