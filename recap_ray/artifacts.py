@@ -27,5 +27,8 @@ def open_alignment(alignment: str | None, clip: str, dim: int) -> tuple[LinearAl
         raise UserError(f"--alignment {alignment}: {weights} does not exist; make it with fit-alignment")
     fitted = LinearAlignment.from_bytes(weights.read_bytes())
     if fitted.dim != dim:
-        raise UserError(f"--alignment {alignment} maps {fitted.dim} dimensions, but the CLIP {clip} has {dim}")
+        raise UserError(
+            f"--alignment {alignment} maps {fitted.dim} dimensions, but the CLIP {clip} has {dim}: "
+            "fit it again with that one"
+        )
     return fitted, file_digest(weights)

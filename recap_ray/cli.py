@@ -114,9 +114,10 @@ def _read_config(context: typer.Context, path: str | None) -> str | None:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file) or {}
     except OSError as error:
-        raise UserError(f"--config {path} could not be read: {error.strerror}") from None
+        raise UserError(f"--config {path} could not be read ({error.strerror}): name a YAML file of flags") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from None
+        what = " ".join(str(error).split())
+        raise UserError(f"--config {path} is no YAML ({what}): expected lines like 'images: photos/'") from None
     if not isinstance(content, dict):
         raise UserError(f"--config {path} holds no mapping: expected lines like 'images: photos/'")
     entries = {str(name).replace("-", "_"): value for name, value in content.items()}

@@ -63,7 +63,9 @@ class EmbeddingsFile:
             table = open_table()
             image, text, keys = table.shape("image"), table.shape("text"), table.keys()
         except (OSError, ValueError, KeyError, SyntaxError, zipfile.BadZipFile, pa.ArrowException) as error:
-            raise UserError(f"{where} could not be read ({first_line(error)}): expected {expected}") from None
+            raise UserError(
+                f"{where} holds no embeddings that can be read ({first_line(error)}): expected {expected}"
+            ) from None
         if image[0] != text[0]:
             raise UserError(
                 f"{where}: image has {image[0]} rows, text has {text[0]}: expected row i of both to be a pair, "
@@ -101,7 +103,9 @@ class EmbeddingsFile:
                 yield EmbeddedPairs(image[first], text, np.cumsum(first) - 1), names
                 start += len(image)
         except (OSError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
-            raise UserError(f"{self.where} could not be read after row {start:,} ({first_line(error)})") from None
+            raise UserError(
+                f"{self.where} could not be read after row {start:,} ({first_line(error)}): write the file again"
+            ) from None
 
 
 def _check_keys(

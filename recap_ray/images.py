@@ -127,7 +127,7 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
     except UnidentifiedImageError:
         raise ImageError("not_an_image", f"{len(data)} bytes of no known image format") from None
     except Exception as error:  # a header can break a codec in any way; none of them may stop a run
-        raise ImageError("truncated", f"unreadable header ({error})") from None
+        raise ImageError("truncated", f"its header cannot be read ({error})") from None
     _check_pixels(image, limits)
     return image
 

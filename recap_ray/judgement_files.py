@@ -145,7 +145,7 @@ def _json_entry(entry: Any, where: str) -> tuple[str, list[str], list[Any]]:
     found = entry if isinstance(entry, dict) else {}
     path, texts, judged = (found.get(name) for name in ("image_path", "ground_truth", "human_judgement"))
     if not isinstance(path, str) or not isinstance(judged, list):
-        raise UserError(f"{where}: expected an object with {_ENTRY}")
+        raise UserError(f"{where} is no judged image: expected an object with {_ENTRY}")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{where}: ground_truth is no list of captions")
     return os.path.basename(path), [text.strip() for text in texts if text.strip()], judged

@@ -24,7 +24,7 @@ def open_output(captions: str, flag: str = "--captions") -> tuple[Path, dict[str
     folder = storage_path(captions, flag)
     run = read_json(folder / "run.json", f"{flag} {captions} (expected an output folder of caption)")
     if run.get("job") != "caption":
-        raise UserError(f"{flag} {captions} is an output of {run.get('job')}: expected one of caption")
+        raise UserError(f"{flag} {captions} is an output of {run.get('job')}: expected the folder that caption wrote")
     files = part_files(folder / "captions")
     if not files:
         raise UserError(f"{flag} {captions} holds no finished part yet: run caption first")

@@ -156,7 +156,7 @@ def output_file(output: str, flag: str = "--output") -> Path:
         commit(probe, lambda temporary: temporary.touch())
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{flag} {output} cannot be written ({error.strerror}): name another file") from None
+        raise UserError(f"{flag} {output} cannot be written ({error.strerror}): name a file that can") from None
     return path
 
 
@@ -166,11 +166,11 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         path = storage_path(path, what) if isinstance(path, str) else path
         content = json.loads(read_whole(path))
     except FileNotFoundError:
-        raise UserError(f"{what}: {path} does not exist") from None
+        raise UserError(f"{what}: the file {path} does not exist") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{what}: {path} could not be read as JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{what}: {path} holds no JSON object")
+        raise UserError(f"{what}: {path} holds no JSON object: expected a file that recap-ray wrote")
     return content
 
 

@@ -157,7 +157,7 @@ def fetched(text: str, flag: str) -> Path:
     try:
         return local_copy(path)
     except FileNotFoundError:
-        raise UserError(f"{flag} {text} does not exist") from None
+        raise UserError(f"{flag} {text} does not exist on that store: expected a folder or file") from None
 
 
 def ask_for_each(ask: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:

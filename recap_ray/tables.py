@@ -70,7 +70,7 @@ def read_grouped_captions(path: str, flag: str = "--captions") -> pa.Table:
         return read_pairs(path, flag)
     captions = list(dict.fromkeys(caption for batch in iter_captions(path, flag) for caption in batch))
     if not captions:
-        raise UserError(f"{flag} {path} holds no caption")
+        raise UserError(f"{flag} {path} holds no caption to learn from: expected one or more")
     lists = pa.array([[caption] for caption in captions], pa.list_(pa.string()))
     return pa.table({"image": pa.array(captions, pa.string()), "captions": lists})
 
@@ -154,7 +154,8 @@ def _prediction(entry: Any, where: str) -> tuple[str, list[str], str]:
     for field in (name, "captions", "prediction"):
         if field not in entry:
             wanted = "'key' or 'image_name'" if field == "key" else repr(field)
-            raise UserError(f"{where} has no {wanted}: it has {', '.join(map(repr, entry)) or 'nothing'}")
+            there = ", ".join(map(repr, entry)) or "nothing"
+            raise UserError(f"{where} has no {wanted} (it has {there}): expected key, captions and prediction")
     for field in (name, "prediction"):
         if not _is_text(entry[field]):
             raise UserError(f"{where}: {field!r} is {_kind(entry[field])}, expected a string of valid text")

@@ -32,9 +32,9 @@ def test_a_config_file_gives_flags_and_the_command_line_wins(called, tmp_path):
     "text, message",
     [
         ("pictures: x", "has the unknown entry pictures: known are captions, images"),
-        ("- a list", "holds no mapping"),
-        ("a: [", "is no YAML"),
-        (None, "could not be read: No such file"),
+        ("- a list", "holds no mapping: expected lines like"),
+        ("a: [", "is no YAML (while parsing a flow node"),
+        (None, "could not be read (No such file or directory): name a YAML file of flags"),
     ],
 )
 def test_a_bad_config_file_is_told_in_one_line(called, tmp_path, capsys, text, message):

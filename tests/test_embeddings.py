@@ -74,7 +74,12 @@ def changed(vectors, row, value):
 @pytest.mark.parametrize(
     "image, text, more, message",
     [
-        (changed(IMAGE, 16, np.nan), TEXT, {}, "the image of row 17 holds NaN or infinite numbers"),
+        (
+            changed(IMAGE, 16, np.nan),
+            TEXT,
+            {},
+            "the image of row 17 holds NaN or infinite numbers: expected a finite vector with a direction; leave",
+        ),
         (IMAGE, changed(TEXT, (30, 2), np.inf), {}, "the text of row 31 holds NaN or infinite numbers"),
         (changed(IMAGE, 49, 0), TEXT, {}, "the image of row 50 is zero"),
         (IMAGE[:1], TEXT[:1], {}, "holds 1 pair: expected at least two"),
@@ -143,14 +148,15 @@ def test_pickles_are_refused_and_files_that_are_none_are_told(tmp_path):
     (tmp_path / "broken.npz").write_bytes(b"no zip")
     (tmp_path / "broken.parquet").write_bytes(b"no parquet")
     for name in ("broken.npz", "broken.parquet"):
-        with pytest.raises(UserError, match="could not be read"):
+        with pytest.raises(UserError, match=r"holds no embeddings that can be read \(.*\): expected .npz with"):
             EmbeddingsFile.open(str(tmp_path / name))
     whole = tmp_path / "cut.npz"
-    write(whole)
+    image, text = RNG.standard_normal((2, 3000, 6)).astype(np.float32)  # more than is read to see their shapes
+    write(whole, image, text)
     data = whole.read_bytes()
-    at = data.index(IMAGE[20].tobytes())  # a damaged byte shows in the checksum of the member
+    at = data.index(image[2900].tobytes())  # a damaged byte shows in the checksum of the member
     whole.write_bytes(data[:at] + b"\x01\x02\x03\x04" + data[at + 4 :])
-    with pytest.raises(UserError, match="could not be read"):
+    with pytest.raises(UserError, match=r"cut.npz could not be read after row 0 \(.*\): write the file again"):
         read(str(whole))
     with pytest.raises(UserError, match="is of no known format"):
         EmbeddingsFile.open(__file__)

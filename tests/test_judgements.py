@@ -197,7 +197,9 @@ def test_a_fraction_that_is_not_that_of_its_counts_is_told(annotated, numbers):
 def test_annotations_without_a_token_file_say_what_to_give(tmp_path):
     path = write(tmp_path / "ExpertAnnotations.txt", lines([GOOD]))
     for references in (None, table(tmp_path, ("a.jpg", "x", 1))):
-        with pytest.raises(UserError, match="add --references Flickr8k.token.txt"):
+        with pytest.raises(
+            UserError, match="ids that a token file explains, and .*: add --references Flickr8k.token.txt"
+        ):
             read_judgements(path, references)
     with pytest.raises(UserError, match="none.txt does not exist"):
         read_judgements(path, str(tmp_path / "none.txt"))
@@ -208,7 +210,7 @@ def test_rules_that_leave_nothing_are_told(annotated):
         annotated(("a.jpg", "a.jpg#0", 4, 4, 4))
     with pytest.raises(UserError, match="line 1: the image 'c.jpg' has no reference but its judged captions"):
         annotated(("c.jpg", "c.jpg.1#0", 1, 3, 0))
-    with pytest.raises(UserError, match="holds no judgement"):
+    with pytest.raises(UserError, match="holds no judgement: expected Flickr8k's .txt"):
         annotated()
 
 
@@ -237,8 +239,8 @@ def test_a_wrong_judgement_of_the_json_is_named(in_json, judged, settings, messa
     [
         ("[]", "holds no object: expected image ids"),
         ("{", "could not be read as .json"),
-        ('{"a": 1}', "image 'a': expected an object with image_path, ground_truth"),
-        ('{"a": {"image_path": "a.jpg", "ground_truth": []}}', "image 'a': expected an object with image_path"),
+        ('{"a": 1}', "image 'a' is no judged image: expected an object with image_path, ground_truth"),
+        ('{"a": {"image_path": "a.jpg", "ground_truth": []}}', "image 'a' is no judged image: expected"),
         (
             '{"a": {"image_path": "1/a.jpg", "ground_truth": ["x"], "human_judgement": []},'
             ' "b": {"image_path": "2/a.jpg", "ground_truth": ["x"], "human_judgement": []}}',

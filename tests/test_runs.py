@@ -48,7 +48,7 @@ def test_two_processes_cannot_work_on_one_folder(tmp_path):
     plan.parent.mkdir()
     plan.touch()
     for shaping in ({}, {"seed": 1}):
-        with pytest.raises(UserError, match="another recap-ray is at work on it"):
+        with pytest.raises(UserError, match="another recap-ray is at work on it; wait for it, or stop it first"):
             open_run(output, "caption", shaping, {})
     assert plan.exists()  # what the other one prepared is left alone
     other.kill()
@@ -61,6 +61,8 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path):
     for job_output in (lambda path: open_run(path, "caption", {}, {}), output_file):
         with pytest.raises(UserError, match="cannot be written"):
             job_output("/proc/nowhere/out")
+    with pytest.raises(UserError, match=r"cannot be written \(.*\): name a file that can"):
+        output_file("/proc/nowhere/out")
     with pytest.raises(UserError, match="is a folder: expected the name of a file"):
         output_file(str(tmp_path))
     assert output_file(str(tmp_path / "new" / "scores.json")) == tmp_path / "new" / "scores.json"
@@ -99,7 +101,10 @@ def test_what_is_no_folder_or_no_json_is_told(tmp_path):
         output_folder(str(file))
     with pytest.raises(UserError, match="could not be read as JSON"):
         read_json(file, "--index")
-    with pytest.raises(UserError, match="does not exist"):
+    file.write_text("[]")
+    with pytest.raises(UserError, match="--index: .* holds no JSON object: expected a file that recap-ray wrote"):
+        read_json(file, "--index")
+    with pytest.raises(UserError, match="--index: the file .*none does not exist"):
         read_json(tmp_path / "none", "--index")
 
 

@@ -1,7 +1,137 @@
 import pytest
 
+from recap_ray.cli import JOBS
 from recap_ray.errors import UserError
-from recap_ray.settings import AugmentIndexSettings, CaptionSettings, ImportDecoderSettings, ReportSettings
+from recap_ray.settings import (
+    AugmentIndexSettings,
+    BuildIndexSettings,
+    CaptionSettings,
+    CheckSettings,
+    CompactSettings,
+    DemoSettings,
+    EvaluateSettings,
+    FitAlignmentSettings,
+    ImportDecoderSettings,
+    PlanSettings,
+    ReportSettings,
+    Settings,
+    TrainDecoderSettings,
+    VerifySettings,
+)
+
+# The least that each job is told.
+LEAST: dict[type[Settings], dict] = {
+    AugmentIndexSettings: {"pairs": "p", "index": "i", "output": "o"},
+    BuildIndexSettings: {"captions": "c", "output": "o"},
+    CaptionSettings: {"images": "x", "index": "i", "output": "o"},
+    CheckSettings: {"captions": "c", "baseline": "b"},
+    CompactSettings: {"captions": "c"},
+    DemoSettings: {},
+    EvaluateSettings: {"captions": "c", "output": "o"},
+    FitAlignmentSettings: {"pairs": "p", "output": "o"},
+    ImportDecoderSettings: {"checkpoint": "c", "output": "o", "preset": "clipcap-coco"},
+    PlanSettings: {"images": "x", "index": "i"},
+    ReportSettings: {"captions": "c", "output": "o"},
+    TrainDecoderSettings: {"method": "clipcap", "pairs": "p", "output": "o"},
+    VerifySettings: {"captions": "c", "images": "x"},
+}
+
+# A job, one of its settings, a value out of its range, and what is expected instead.
+RANGES = [
+    (AugmentIndexSettings, "images_per_round", 0, "at least 1"),
+    (AugmentIndexSettings, "percentile", 100.5, "from 0 to 100"),
+    (AugmentIndexSettings, "rounds", 0, "at least 1"),
+    (AugmentIndexSettings, "threshold", -0.1, "an aCLIP-S, from 0 to 1"),
+    (BuildIndexSettings, "index_memory_gb", 0.0, "above 0"),
+    (BuildIndexSettings, "index_type", "hnsw", "auto, flat, ivf or ivfpq"),
+    (BuildIndexSettings, "origin", " ", "a name"),
+    (BuildIndexSettings, "recall", 1.0, "above 0, below 1"),
+    (BuildIndexSettings, "shard_rows", 0, "at least 1"),
+    (CaptionSettings, "beams", -1, "0 (none) or more"),
+    (CaptionSettings, "candidates", 0, "at least 1"),
+    (CaptionSettings, "changed", "ignore", "refuse or redo"),
+    (CaptionSettings, "gpu_actors", "64:1", "a number, or two like 1:64, at least 1"),
+    (CaptionSettings, "index_search", "fast", "auto, whole, mapped or spread"),
+    (CaptionSettings, "max_error_rate", 1.5, "a share, from 0 to 1"),
+    (CaptionSettings, "max_image_bytes", 0, "at least 1"),
+    (CaptionSettings, "max_image_pixels", -1, "at least 1"),
+    (CaptionSettings, "max_new_tokens", 0, "at least 1"),
+    (CaptionSettings, "neighbours", 0, "at least 1"),
+    (CaptionSettings, "num_cpus", 0, "at least 1"),
+    (CaptionSettings, "object_store_mb", 79, "at least 80, Ray's own minimum"),
+    (CaptionSettings, "part_rows", 0, "at least 1"),
+    (CaptionSettings, "prompt", "no place", "a text that contains {neighbours}"),
+    (CaptionSettings, "temperature", -0.5, "0 (greedy) or more"),
+    (CaptionSettings, "top_k", 0, "at least 1"),
+    (CaptionSettings, "top_p", 0.0, "above 0, at most 1"),
+    (CheckSettings, "images", 0, "at least 1"),
+    (CheckSettings, "share_tolerance", -0.1, "a share, from 0 to 1"),
+    (CheckSettings, "tolerance", 1.1, "a share, from 0 to 1"),
+    (CompactSettings, "target_mb", 0.5, "at least 1"),
+    (DemoSettings, "fit_images", 0, "at least 1"),
+    (DemoSettings, "held_out_images", 0, "at least 1"),
+    (DemoSettings, "index_captions", 0, "at least 1"),
+    (DemoSettings, "methods", "recap,magic", "some of recap,clipcap,capdec"),
+    (EvaluateSettings, "aligned_scale", 0.0, "above 0"),
+    (FitAlignmentSettings, "held_out", 0, "at least 1"),
+    (ImportDecoderSettings, "heads", 0, "at least 1"),
+    (ImportDecoderSettings, "mapper_heads", 0, "at least 1"),
+    (PlanSettings, "count", 0.0, "above 0"),
+    (PlanSettings, "cpu_hour_usd", -1.0, "above 0"),
+    (PlanSettings, "cpus", 0, "above 0"),
+    (PlanSettings, "cpus_a_gpu", 0.0, "above 0"),
+    (PlanSettings, "gpu_hour_usd", 0.0, "above 0"),
+    (PlanSettings, "gpus", 0, "above 0"),
+    (PlanSettings, "sample", 0, "at least 1"),
+    (ReportSettings, "images", 0, "at least 1"),
+    (ReportSettings, "sample", "first", "even, best, worst or random"),
+    (ReportSettings, "seed", -1, "0 or more"),
+    (TrainDecoderSettings, "batch_size", 0, "at least 1"),
+    (TrainDecoderSettings, "clip_length", 0, "at least 1"),
+    (TrainDecoderSettings, "datastore", 0, "at least 1"),
+    (TrainDecoderSettings, "dropout", 1.0, "from 0 to below 1"),
+    (TrainDecoderSettings, "epochs", 0, "at least 1"),
+    (TrainDecoderSettings, "heads", 0, "at least 1"),
+    (TrainDecoderSettings, "held_out", 0, "at least 1"),
+    (TrainDecoderSettings, "layers", 0, "at least 1"),
+    (TrainDecoderSettings, "learning_rate", 0.0, "above 0"),
+    (TrainDecoderSettings, "mapper", "cnn", "mlp or transformer"),
+    (TrainDecoderSettings, "max_tokens", 0, "at least 1"),
+    (TrainDecoderSettings, "method", "magic", "clipcap, capdec or recap"),
+    (TrainDecoderSettings, "micro_batch", 0, "at least 1"),
+    (TrainDecoderSettings, "neighbours", 0, "at least 1"),
+    (TrainDecoderSettings, "noise", "pink", "gaussian or ball"),
+    (TrainDecoderSettings, "noise_variance", "much", "auto, or a number from 0 on"),
+    (TrainDecoderSettings, "prefix_length", 0, "at least 1"),
+    (TrainDecoderSettings, "prompt", "no place", "a text that contains {neighbours}"),
+    (TrainDecoderSettings, "warmup_steps", -1, "0 or more"),
+    (TrainDecoderSettings, "weight_decay", -0.1, "0 or more"),
+    (TrainDecoderSettings, "workers", 0, "at least 1"),
+]
+
+
+@pytest.mark.parametrize("job, name, value, expected", RANGES)
+def test_a_value_out_of_its_range_is_told_with_what_is_expected(job, name, value, expected):
+    settings = job(**{**LEAST[job], name: value})
+    with pytest.raises(UserError) as caught:
+        settings.check()
+    assert str(caught.value) == f"--{name.replace('_', '-')} {value!r}: expected {expected}"
+
+
+def test_a_method_of_no_importable_decoder_is_told():
+    settings = ImportDecoderSettings(checkpoint="c", output="o", method="magic", clip="tiny", normalise=True)
+    with pytest.raises(UserError, match="^--method 'magic': expected clipcap or capdec$"):
+        settings.check()
+
+
+def test_the_ranges_of_all_settings_are_tried_above(monkeypatch):
+    ruled = set()
+    monkeypatch.setattr(Settings, "require", lambda self, name, good, expected: ruled.add((name, good, expected)))
+    assert LEAST.keys() == {job for job, _ in JOBS.values()}
+    for job, least in LEAST.items():
+        job(**least).check()
+    tried = {(name, True, expected) for _, name, _, expected in RANGES}
+    assert ruled - tried == {("method", True, "clipcap or capdec")}  # which takes other flags, so a test of its own
 
 
 def caption_settings(method: str, **changes) -> CaptionSettings:
@@ -49,7 +179,11 @@ def test_the_language_model_is_gpt2_for_recap_and_the_decoders_own_for_the_other
         ("clipcap", {"language_model": "gpt2"}, "--language-model is not for --method clipcap: leave it out"),
         ("clipcap", {"neighbours": 2}, "--neighbours is not for --method clipcap: leave it out"),
         ("clipcap", {"candidates": 6}, "--beams 5 gives no more captions: --candidates can be 5 at most, or more with"),
-        ("clipcap", {"beams": 0, "temperature": 0, "candidates": 2}, "add --candidates 1"),
+        (
+            "clipcap",
+            {"beams": 0, "temperature": 0, "candidates": 2},
+            "writes the same caption every time: add --candidates 1",
+        ),
         (
             "clipcap",
             {"temperature": 1.0},
@@ -73,14 +207,40 @@ def test_a_preset_gives_what_it_stands_for_and_may_be_repeated():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({}, "give --captions .* or --compare"),
-        ({"captions": "a", "compare": ("a", "b")}, "give --captions .* or --compare"),
-        ({"captions": "a", "sample": "first"}, "--sample 'first': expected even, best, worst or random"),
+        ({}, r"give --captions \(a run\) or --compare"),
+        ({"captions": "a", "compare": ("a", "b")}, r"or --compare \(two runs side by side\), one of the two"),
         ({"compare": ("a", "b"), "sample": "best"}, "--sample best is of one run"),
-        ({"captions": "a", "images": 0}, "--images 0: expected at least 1"),
     ],
 )
 def test_a_report_is_of_one_run_or_of_two(given, message):
     with pytest.raises(UserError, match=message):
         ReportSettings(output="page.html", **given).check()
     ReportSettings(output="page.html", compare=("a", "b"), sample="random").check()
+
+
+@pytest.mark.parametrize(
+    "job, given, message",
+    [
+        (VerifySettings, {"quiet": True, "json": True}, "--quiet tells nothing and --json tells it in JSON: leave one"),
+        (TrainDecoderSettings, {"pairs": None}, "clipcap learns from images: give --pairs, and no --captions"),
+        (TrainDecoderSettings, {"captions": "c"}, "clipcap learns from images: give --pairs, and no --captions"),
+        (
+            TrainDecoderSettings,
+            {"method": "capdec", "pairs": None, "captions": "c", "normalise": False},
+            "capdec puts noise on embeddings of unit length: leave --no-normalise out",
+        ),
+        (
+            TrainDecoderSettings,
+            {"method": "recap", "pairs": None, "captions": "c", "tune": False},
+            "recap trains the language model alone: leave --no-tune out",
+        ),
+        (
+            ImportDecoderSettings,
+            {"preset": None, "method": "clipcap"},
+            r"\), or --method, --clip and --normalise or --no-normalise: a checkpoint does not say what it was trained",
+        ),
+    ],
+)
+def test_flags_that_do_not_go_together_are_told(job, given, message):
+    with pytest.raises(UserError, match=message):
+        job(**{**LEAST[job], **given}).check()

@@ -14,6 +14,7 @@ from recap_ray.inputs.reading import ImageReader
 from recap_ray.runs import open_run, read_json
 from recap_ray.storage import (
     ask_for_each,
+    cache_folder,
     commit,
     is_remote,
     local_copy,
@@ -164,3 +165,14 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(tmp_path):
 def test_workers_that_know_no_store_do_not_load_its_library():
     code = "import recap_ray.storage, recap_ray.inputs.reading, sys; sys.exit('s3fs' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_cache_among_the_temporary_files_must_be_ones_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("RECAP_RAY_CACHE")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = cache_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o077 == 0
+    folder.rmdir()
+    folder.symlink_to(tmp_path)  # as someone else could put it there
+    with pytest.raises(UserError, match="is another user's: name a folder for recap-ray's cache by RECAP_RAY_CACHE"):
+        cache_folder()

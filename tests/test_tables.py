@@ -9,6 +9,7 @@ import pytest
 from recap_ray.errors import UserError
 from recap_ray.tables import (
     iter_captions,
+    read_grouped_captions,
     read_located_pairs,
     read_pairs,
     read_predictions,
@@ -157,6 +158,11 @@ def entry(key="a.jpg", captions=("a dog",), prediction="a cat"):
     return {"key": key, "captions": list(captions), "prediction": prediction}
 
 
+def test_a_file_without_captions_to_learn_from_is_told(tmp_path):
+    with pytest.raises(UserError, match="--captions .*c.txt holds no caption to learn from: expected one or more"):
+        read_grouped_captions(write(tmp_path / "c.txt", " \n\n"))
+
+
 def test_predictions_and_references_come_in_file_order_and_blank_predictions_are_none(tmp_path):
     named = {"image_name": "c.jpg", "captions": "one string", "prediction": " a bird\n"}
     empty = entry("b.jpg", ["two", " ", "more "], "")
@@ -175,16 +181,22 @@ def test_predictions_and_references_come_in_file_order_and_blank_predictions_are
     [
         ({"a": 1}, "holds an object .*: expected a list of objects"),
         ([], "holds an empty list"),
-        ([entry(), "a.jpg"], r"entry 2 is a string \("),
-        ([entry(), {"captions": ["x"], "prediction": "y"}], "entry 2 has no 'key' or 'image_name': it has 'captions'"),
+        ([entry(), "a.jpg"], r"entry 2 is a string \(.*\): expected an object with key, captions and prediction"),
+        (
+            [entry(), {"captions": ["x"], "prediction": "y"}],
+            r"entry 2 has no 'key' or 'image_name' \(it has 'captions', 'prediction'\): expected key, captions and",
+        ),
         ([{"key": "a", "captions": ["x"]}], "entry 1 has no 'prediction'"),
         ([{"image_name": "a", "prediction": "x"}], "entry 1 has no 'captions'"),
-        ([{}], "entry 1 has no 'key' or 'image_name': it has nothing"),
+        ([{}], r"entry 1 has no 'key' or 'image_name' \(it has nothing\)"),
         ([entry(key=7)], r"entry 1: 'key' is a number \(7\), expected a string"),
         ([entry(prediction=None)], "entry 1: 'prediction' is null, expected a string"),
         ([entry(prediction=["a"])], "entry 1: 'prediction' is a list"),
         ([entry(prediction="half \ud83d")], "entry 1: 'prediction' is a string .*, expected a string of valid text"),
-        ([{**entry(), "captions": {"a": 1}}], "entry 1: 'captions' is an object"),
+        (
+            [{**entry(), "captions": {"a": 1}}],
+            "entry 1: 'captions' is an object .*, expected a string or a list of strings",
+        ),
         ([entry(captions=["a", 5])], "entry 1: 'captions' is a list"),
         ([entry(captions=[" "])], "entry 1: 'captions' holds no caption"),
         (
@@ -237,7 +249,7 @@ def test_every_format_gives_the_same_ratings_repeated_rows_and_all(tmp_path):
         ("r.csv", "image,caption,rating\na,b,nan\n", "row 1: the rating is 'nan'"),
         ("r.csv", "image,caption,rating\na,b,inf\n", "row 1: the rating is 'inf'"),
         ("r.csv", "image,caption,rating\na,,1\n", "row 1: the caption is '', expected a string that is not blank"),
-        ("r.csv", "image,caption,rating\n", "holds no rating"),
+        ("r.csv", "image,caption,rating\n", "holds no rating: expected rows of image, caption and rating"),
         ("r.csv", "image,caption\na,b\n", "expected a column for the rating, named one of rating, score, judgement"),
         ("r.jsonl", '{"image": "a", "caption": "b", "rating": 1}\n{"image": "a", "caption": "b"}', "row 2: the rating"),
         ("r.jsonl", '{"image": "a", "caption": "b", "rating": true}', "row 1: the rating is 'True'"),

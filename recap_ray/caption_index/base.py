@@ -46,7 +46,7 @@ class IndexBase:
             and len(rows) == card.shards
             and sum(rows) == sum(origins.values()) == card.rows
         ):
-            raise UserError(f"--extend {index}: index.json is damaged; build the index again")
+            raise UserError(f"--extend {index}: index.json does not account for every row; build the index again")
         recall = (content.get("recall") or {}).get("target")
         return cls(card.folder, card.fingerprint, tuple(rows), origins, Layout(card.type, card.nlist), recall)
 
@@ -64,7 +64,8 @@ class IndexBase:
                     yield batch.column(0).to_pylist()
             except (pa.ArrowException, OSError) as error:
                 raise UserError(
-                    f"--extend {self.folder}: {path.name} could not be read ({first_line(error)}); build it again"
+                    f"--extend {self.folder}: the captions in {path.name} could not be read ({first_line(error)}); "
+                    "build the index again"
                 ) from None
 
     def take_over(self, folder: Path) -> None:

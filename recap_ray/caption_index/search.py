@@ -61,10 +61,12 @@ class IndexCard:
                 "use the same --clip, or build the index again"
             )
         if card.dim != dim:
-            raise UserError(f"{flag} {index} has {card.dim} dimensions, but the CLIP {clip} has {dim}")
+            raise UserError(
+                f"{flag} {index} has {card.dim} dimensions, but the CLIP {clip} has {dim}: build it again with that one"
+            )
         there = set(names_in(folder))
         if missing := next((file.name for file in card.files() if file.name not in there), None):
-            raise UserError(f"{flag} {index} lacks {missing}: build the index again")
+            raise UserError(f"{flag} {index} lacks the file {missing}: build the index again")
         return card
 
     def files(self) -> list[Path]:

@@ -25,7 +25,7 @@ from recap_ray.storage import commit, local_copy
 try:
     import faiss
 except ImportError as error:  # faiss-cpu and faiss-gpu hold the same module
-    raise MissingExtra("faiss", "cpu", "the caption index") from error
+    raise MissingExtra("faiss", "cpu", "retrieving captions from an index") from error
 
 WRITTEN_SCHEMA = pa.schema([("id", pa.int64()), ("caption", pa.string()), ("origin", pa.string())])
 GIVEN = "given"  # the origin of captions that nobody has named another for

@@ -20,7 +20,9 @@ CAPTIONERS = {
 def make_captioner(settings: CaptionSettings) -> Captioner:
     """The captioner that `settings` name, checked but not loaded; raises UserError for a setting that cannot work."""
     if settings.method not in CAPTIONERS:
-        raise UserError(f"--method {settings.method} is unknown: expected one of {', '.join(CAPTIONERS)}")
+        raise UserError(
+            f"--method {settings.method} is no method of captioning: expected one of {', '.join(CAPTIONERS)}"
+        )
     settings.check()
     module, name = CAPTIONERS[settings.method].split(":")
     return cast(Captioner, getattr(importlib.import_module(module), name)(settings))

@@ -34,7 +34,8 @@ class ReCap(ClipCaptioner):
         check_language_model(self.language_model_name, self.decoding)
         if settings.neighbours > self.index_card.rows:
             raise UserError(
-                f"--neighbours {settings.neighbours}: --index {settings.index} holds {self.index_card.rows} captions"
+                f"--neighbours {settings.neighbours}: --index {settings.index} holds {self.index_card.rows} captions; "
+                "ask for so many at most"
             )
 
     @property

@@ -134,7 +134,7 @@ def _matches(texts: Sequence[str]) -> list[Container]:
             folders[folder] = {str(file.path): file for file in _files_in(path.parent)} if is_remote(path) else {}
         file = folders[folder].get(str(path)) if is_remote(path) else _local(path)
         if file is None:
-            raise UserError(f"--images: {text} does not exist")
+            raise UserError(f"--images {text} is not there: expected a file for each name that the braces stand for")
         found[str(path)] = file
     return [found[name] for name in sorted(found)]
 
@@ -159,7 +159,9 @@ def _local(path: Path) -> Container:
     try:
         status = path.stat()
     except OSError as error:
-        raise UserError(f"--images: {path}: {error.strerror}") from None
+        raise UserError(
+            f"--images {path} cannot be looked at ({error.strerror}): put it there, or leave it out of the pattern"
+        ) from None
     return Container(path, status.st_size, stamp_of_local(status))
 
 
@@ -187,7 +189,9 @@ def _schema_of(table: str) -> pa.Schema:
         with storage_path(table, "--images").open("rb") as file:
             return pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"--images {table} could not be read as Parquet: {first_line(error)}") from None
+        raise UserError(
+            f"--images {table} could not be read as Parquet ({first_line(error)}): write it again"
+        ) from None
 
 
 def _common_folder(folders: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ def list_table(path: str) -> Iterator[PlanRow]:
         if key and source
     }
     if not rows:
-        raise UserError(f"--images {path} holds no row with the path of an image")
+        raise UserError(f"--images {path} holds no row with the path of an image: fill its column {file}")
     keys, names = zip(*sorted(rows))
     if twice := next((key for key, following in pairwise(keys) if key == following), None):
         raise UserError(f"--images {path} has the image {twice!r} from several files: expected one source a name")

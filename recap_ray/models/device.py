@@ -25,7 +25,7 @@ class Compute:
         """Raises UserError for a name that is none; whether there is such a device shows where the models run."""
         for flag, name, known in (("device", self.device, DEVICES), ("precision", self.precision, PRECISIONS)):
             if name not in known:
-                raise UserError(f"--{flag} {name} is unknown: expected one of {', '.join(known)}")
+                raise UserError(f"--{flag} {name} is no {flag}: expected one of {', '.join(known)}")
 
     def choose_device(self) -> torch.device:
         """`auto` is the GPU where there is one, else the CPU."""
@@ -50,4 +50,6 @@ def load_errors(flag: str, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # hub, safetensors, JSON and torch each raise kinds of their own
-        raise UserError(f"{flag} {name} could not be loaded: {first_line(error)}") from error
+        raise UserError(
+            f"{flag} {name} could not be loaded, from its folder or its hub: {first_line(error)}"
+        ) from error

@@ -155,7 +155,8 @@ class Loop:
         if sum(summary["errors"].values()) > self.settings.max_error_rate * summary["images"]:
             raise TooManyErrors(
                 f"{summary['images'] - summary['captioned']} of {summary['images']} images of {output} have no caption "
-                f"({', '.join(summary['errors'])}), more than --max-error-rate {self.settings.max_error_rate} allows"
+                f"({', '.join(summary['errors'])}), more than --max-error-rate {self.settings.max_error_rate} allows: "
+                "mend the images, or allow more"
             )
 
     def extension(self, before: Round, folder: Path, output: Path) -> BuildIndexSettings:

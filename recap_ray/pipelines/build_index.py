@@ -84,7 +84,7 @@ def build_index(settings: BuildIndexSettings) -> int:
     shard_rows = [*base.shard_rows, *new_rows]
     rows, duplicates = sum(shard_rows), given - sum(new_rows)
     if not rows:
-        raise UserError(f"--captions {settings.captions} holds no caption")
+        raise UserError(f"--captions {settings.captions} holds no caption to build an index of: expected one or more")
     layout = settle_layout(run.folder, base, settings, rows, card.embed_dim)
     index = IndexCard(run.folder, card.identity, card.embed_dim, rows, len(shard_rows), "", layout.type, layout.nlist)
     recall: dict[str, Any] | None = None

@@ -37,7 +37,9 @@ def compact(settings: CompactSettings) -> int:
     try:
         hold(folder, "--captions")
     except OSError as error:
-        raise UserError(f"--captions {folder} cannot be written ({error.strerror}): compact works in it") from None
+        raise UserError(
+            f"--captions {folder} cannot be written ({error.strerror}): compact works in it, so make it writable"
+        ) from None
     captions = folder / "captions"
     with Run(folder, run["fingerprint"]).at_work(dict):
         for leftovers in (captions, folder / "packs"):

@@ -154,7 +154,10 @@ def judge(
             left_out[name] = f"{len(missing):,} captions have no score, the first is {first}"
             del columns[name]
     if not columns:
-        raise UserError("--judgements: no metric is left: " + "; ".join(f"{n}: {why}" for n, why in left_out.items()))
+        raise UserError(
+            "--judgements: no metric is left to compare with ratings: "
+            + "; ".join(f"{n}: {why}" for n, why in left_out.items())
+        )
     ratings = rows.judgements.ratings
     write_by_image(rows, columns, by_image)
     return {
@@ -173,7 +176,9 @@ def ngrams_of(rows: EvaluationRows, settings: EvaluateSettings) -> NgramScores:
     """The n-gram metrics of the rows that have a caption and references; raises UserError if there is none."""
     scored = np.flatnonzero(rows.scored())
     if not len(scored):
-        raise UserError(f"--captions {settings.captions}: none of its {len(rows)} rows has a caption and references")
+        raise UserError(
+            f"--captions {settings.captions}: none of its {len(rows)} rows has a caption and references to score it by"
+        )
     captions = {rows.keys[i]: rows.captions[i] or "" for i in scored}
     references = {rows.keys[i]: rows.references[i] for i in scored}
     return score_captions(captions, references, settings.tokenizer, chosen_metrics(settings))

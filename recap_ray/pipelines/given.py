@@ -77,7 +77,7 @@ class GivenReader:
         """Each picture or its error, and no caption; raises UserError for what is no picture at all."""
         for image in sources:
             if image is None:
-                yield ImageError("no_image", "None was given"), ""
+                yield ImageError("no_image", "None was given instead of a picture"), ""
             elif isinstance(image, str | os.PathLike):
                 yield read_file(str(image), self.max_bytes, self.options), ""
             elif isinstance(image, bytes | bytearray | memoryview):

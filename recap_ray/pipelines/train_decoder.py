@@ -193,22 +193,26 @@ def _embed(
 # --- the workers ---
 
 
-def _fit(plan: Plan, steps: int) -> None:
-    """Runs the loop on the workers of Ray Train, and shows how it goes."""
-    settings = plan.settings
-    on_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+def workers_of(settings: TrainDecoderSettings) -> tuple[int, int, bool]:
+    """How many workers train, the CPUs of each, and whether each has a GPU; raises UserError where Ray has too few."""
+    cpus, gpus = (int(ray.cluster_resources().get(name, least)) for name, least in (("CPU", 1), ("GPU", 0)))
+    on_gpu = settings.device != "cpu" and gpus >= 1
     if settings.device == "cuda" and not on_gpu:
         raise UserError("--device cuda: Ray sees no GPU; use --device auto or cpu")
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    workers = settings.workers or (int(ray.cluster_resources()["GPU"]) if on_gpu else 1)
-    if workers > (int(ray.cluster_resources()["GPU"]) if on_gpu else cpus):
+    workers = settings.workers or (gpus if on_gpu else 1)
+    if workers > (gpus if on_gpu else cpus):
         raise UserError(
-            f"--workers {workers}: there are {cpus} CPUs and {ray.cluster_resources().get('GPU', 0):g} GPUs, and each "
-            "worker takes one GPU, or without GPUs one CPU; give fewer"
+            f"--workers {workers}: there are {cpus} CPUs and {gpus} GPUs, and each worker takes one GPU, or without "
+            "GPUs one CPU; give fewer"
         )
+    return workers, 1 if on_gpu else max(1, cpus // workers), on_gpu
+
+
+def _fit(plan: Plan, steps: int) -> None:
+    """Runs the loop on the workers of Ray Train, and shows how it goes."""
+    workers, threads, on_gpu = workers_of(plan.settings)
     # One worker where there is one machine is this process: Ray Train's other processes take half a minute to start.
     alone = workers == 1 and sum(node["Alive"] for node in ray.nodes()) == 1
-    threads = 1 if on_gpu else max(1, cpus // workers)
     scratch = plan.folder / ".ray_train"
     trainer = ray.train.torch.TorchTrainer(
         _work,

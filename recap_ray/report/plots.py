@@ -40,7 +40,7 @@ BINS = 30
 def require_matplotlib() -> None:
     """Raises MissingExtra if there is nothing to draw with."""
     if find_spec("matplotlib") is None:
-        raise MissingExtra("matplotlib", "plots", "--plots")
+        raise MissingExtra("matplotlib", "plots", "drawing figures for --plots")
 
 
 def open_plots(given: str) -> Path:

@@ -74,6 +74,7 @@ def test_a_bad_image_is_a_result_with_an_error_between_the_others(captioner, fil
     found = captioner.caption(given, keys="abcdefg")
     codes = [caption.error and caption.error.split(":")[0] for caption in found]
     assert codes == [None, "not_an_image", "empty", "truncated", "unreadable", "no_image", None]
+    assert found[5].error == "no_image: None was given instead of a picture"
     assert [caption.key for caption in found] == list("abcdefg")
     assert all((caption.caption is None) == (caption.error is not None) for caption in found)
     assert captioner.caption([]) == []
@@ -117,13 +118,13 @@ def test_what_is_no_list_of_images_is_told(captioner, images, keys, message):
         ({"index": None}, "--method recap retrieves captions: give --index"),
         ({"clip": "ViT-B-32:openai"}, "but --clip is ViT-B-32:openai: use the same --clip"),
         ({"clip": "ViT-B-32"}, "name the weights after a colon"),
-        ({"method": "paint"}, "--method paint is unknown"),
+        ({"method": "paint"}, "--method paint is no method of captioning"),
         ({"candidates": 0}, "--candidates 0: expected at least 1"),
         ({"alignment": "nowhere"}, "--alignment nowhere .*does not exist"),
         ({"language_model": "nowhere/at-all"}, "--language-model nowhere/at-all"),
         ({"method": "clipcap", "index": None, "language_model": None}, "--method clipcap writes with a decoder"),
         ({"index_search": "spread"}, "belongs to the command caption: from Python it is whole or mapped"),
-        ({"device": "tpu"}, "--device tpu is unknown"),
+        ({"device": "tpu"}, "--device tpu is no device"),
     ],
 )
 def test_mistakes_are_those_of_the_command(flags, changed, message):

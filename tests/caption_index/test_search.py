@@ -1,4 +1,5 @@
 import json
+import runpy
 import subprocess
 import sys
 
@@ -9,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recap_ray.caption_index import on_gpu
+from recap_ray.caption_index import on_gpu, shard
 from recap_ray.caption_index.captions import map_captions, read_captions
 from recap_ray.caption_index.merge import merge_top_k
 from recap_ray.caption_index.nearest import FlatByFaiss
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.caption_index.shard import captions_path, vectors_path, write_captions, write_vectors
-from recap_ray.errors import UserError
+from recap_ray.errors import MissingExtra, UserError
 from tests.caption_index.made import nearest_by_numpy, unit, write_flat
 
 CPU = torch.device("cpu")
@@ -104,9 +105,9 @@ def test_the_card_is_checked_before_a_vector_is_read(tmp_path):
     for changes, message in [
         ({}, None),
         ({"clip": "other"}, "was built with the CLIP other, but --clip is clip"),
-        ({"dim": 8}, "has 8 dimensions, but the CLIP clip has 16"),
-        ({"rows": "x"}, "index.json is damaged"),
-        ({"shards": 3}, "lacks shard-00002.faiss: build the index again"),
+        ({"dim": 8}, "has 8 dimensions, but the CLIP clip has 16: build it again with that one"),
+        ({"rows": "x"}, "index.json is damaged; build the index again"),
+        ({"shards": 3}, "lacks the file shard-00002.faiss: build the index again"),
     ]:
         (tmp_path / "index.json").write_text(json.dumps({**card, **changes}))
         if message is None:
@@ -190,3 +191,9 @@ def test_ids_with_a_gap_are_refused(tmp_path):
     write_vectors(tmp_path, 0, np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 11]), unit(10))
     with pytest.raises(UserError, match="hold different rows"):
         CaptionIndex.open(card, mapped=True)
+
+
+def test_without_faiss_the_extra_that_brings_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtra, match=r"retrieving captions from an index needs the package faiss.*ray\[cpu\]"):
+        runpy.run_path(shard.__file__)

@@ -17,6 +17,7 @@ from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import CAPTIONING, StageClock
 from tests.models.published import naive_prefix, write_decoder
 
+MAPPER = {"kind": "mlp", "embed_dim": 128, "width": 64, "prefix_length": 4}
 SHORT = {"max_new_tokens": 20}
 WAYS = {
     "beams": {},
@@ -176,6 +177,7 @@ def changed(decoder: str, to: Path, file: str = "decoder.json", **changes) -> st
         ("raw", {"method": "capdec"}, "was made for --method capdec, not clipcap"),
         ("raw", {"method": "recap", "mapper": None}, "give it as --language-model"),
         ("raw", {"mapper": {"kind": "lstm"}}, "its decoder.json is not as expected"),
+        ("raw", {"mapper": {**MAPPER, "kind": "lstm"}}, "its decoder.json names no mapper of mlp, transformer"),
         ("capdec", {"normalise": False}, "takes embeddings as they are, which CapDec's never does"),
     ],
 )
@@ -197,7 +199,8 @@ def test_a_decoder_trained_with_the_offset_takes_no_map(settings, decoders, tmp_
 def test_a_decoder_that_is_not_whole_is_told(settings, decoders, tmp_path, file):
     other = shutil.copytree(decoders["raw"], tmp_path / "other")
     (other / file).unlink()
-    with pytest.raises(UserError, match=file):
+    message = "the file .*decoder.json does not exist" if file == "decoder.json" else f"is not whole: {file} is missing"
+    with pytest.raises(UserError, match=message):
         make_captioner(settings(str(other)))
 
 
@@ -206,7 +209,8 @@ def test_damaged_weights_are_told_by_the_actor_in_one_line(settings, decoders, t
     other = shutil.copytree(decoders["raw"], tmp_path / "other")
     (other / file).write_bytes((other / file).read_bytes()[:5000])
     captioner = make_captioner(settings(str(other)))
-    with pytest.raises(UserError, match=f"--decoder {other}.* could not be loaded") as told:
+    message = rf": {file} could not be loaded \(.*\); make it again" if file.startswith("mapper") else " could not be"
+    with pytest.raises(UserError, match=f"--decoder {other}{message}") as told:
         captioner.load()
     assert "\n" not in str(told.value)
 

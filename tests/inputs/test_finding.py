@@ -7,6 +7,7 @@ import pytest
 from recap_ray.errors import ImageError, UserError
 from recap_ray.inputs.finding import expand_braces, find_input
 from recap_ray.inputs.reading import ImageReader
+from recap_ray.storage import storage_path
 
 
 def listed(images: str) -> dict[str, str]:
@@ -62,7 +63,9 @@ def test_a_folder_of_tars_or_of_tables_with_images_is_these(folder):
     assert containers(f"{folder}/{{0..1}}.tar") == ["0.tar", "1.tar"]
     assert containers(f"{folder}/*.parquet") == ["00000.parquet", "00001.parquet"]
     assert containers(str(folder / "00000.parquet")) == ["00000.parquet"]
-    with pytest.raises(UserError, match=r"2\.tar: No such file"):
+    with pytest.raises(
+        UserError, match=r"2\.tar cannot be looked at \(No such file or directory\): put it there, or leave it out"
+    ):
         find_input(f"{folder}/{{0..2}}.tar")
 
 
@@ -95,6 +98,18 @@ def test_no_images_is_told_in_one_line(folder, images, message):
         listed(images.format(folder))
 
 
+def test_a_damaged_parquet_file_is_told(folder):
+    (folder / "00000.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match=r"00000.parquet could not be read as Parquet \(.*\): write it again"):
+        find_input(str(folder / "00000.parquet"))
+
+
+def test_a_tar_that_a_store_lacks_is_told(s3):
+    storage_path(f"{s3}/tars/0.tar", "--images").write_bytes(b"")
+    with pytest.raises(UserError, match="tars/1.tar is not there: expected a file for each name that the braces"):
+        find_input(f"{s3}/tars/{{0..1}}.tar")
+
+
 def test_a_file_found_twice_counts_once(folder):
     assert list(listed(f"{folder}/**/**/*.jpg")) == ["a/b.jpg"]
 
@@ -125,6 +140,7 @@ def test_a_table_may_tell_the_file_apart_from_the_key(folder, tmp_path):
             "lists no paths of images: expected a column of them, named one of image",
         ),
         (["image\tcaption", "other.jpg\tone"], "other.jpg does not exist, nor do those after it"),
+        (["image\tsource", "x\t"], "holds no row with the path of an image: fill its column source"),
         (["image\tsource", "x\ta/b.jpg", "x\ta/c.png"], "has the image 'x' from several files"),
     ],
 )

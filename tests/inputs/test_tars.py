@@ -135,7 +135,10 @@ def test_members_are_read_up_to_the_limit_and_a_tar_that_is_gone_is_told(tmp_pat
     path = write(tmp_path / "a.tar", {"a.jpg": b"12345", "b.jpg": b"1"})
     found, _ = read(path, max_bytes=4)
     assert str(found["a"][0]) == "too_many_bytes: 5 bytes, the limit is 4" and found["b"][0] == b"1"
-    [row, _] = index_tar(path)
+    [row, last] = index_tar(path)
+    path.write_bytes(path.read_bytes()[: int(last.source.partition("=")[2].partition("+")[0])])
+    with pytest.raises(ImageError, match="unreadable: the tar ends 1 bytes too early"):
+        ImageReader(10).read(last.source)
     path.unlink()
     with pytest.raises(ImageError, match="unreadable: No such file"):
         ImageReader(10).read(row.source)

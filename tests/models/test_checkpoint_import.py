@@ -183,6 +183,7 @@ def test_all_keys_that_are_not_as_expected_are_told_at_once(attempt):
     state["gpt.transformer.h.0.attn.c_proj.weight"] = torch.zeros(64, 63)
     state["gpt.transformer.ln_f.weight"] = torch.ones(64, dtype=torch.int64)
     line = attempt(state)
+    assert "does not hold the weights of ClipCap or CapDec; missing: " in line
     assert "missing: clip_project.model.0.bias, gpt.transformer.ln_f.bias; " in line
     assert "unknown: gpt.transformer.ln_g.bias; misshapen: " in line
     assert "gpt.transformer.h.0.attn.c_proj.weight (64, 63) (expected (64, 64))" in line
@@ -273,7 +274,8 @@ def test_files_that_are_no_checkpoint_are_told(attempt, tmp_path):
         (["--heads", "3"], "--heads 3 does not divide its width of 64"),
         (["--heads", "0"], "--heads 0: expected at least 1"),
         (["--clip", "ViT-B-32:openai"], "is for embeddings of 128 dimensions, but the CLIP ViT-B-32:openai has 512"),
-        (["--tokenizer", "gpt2"], "--tokenizer gpt2 could not be loaded: "),  # the suite runs offline
+        # The suite runs offline.
+        (["--tokenizer", "gpt2"], "--tokenizer gpt2 could not be loaded, from its folder or its hub: "),
         (["--method", "recap"], "--method 'recap': expected clipcap or capdec"),
         (["--method", "capdec"], "--no-normalise: CapDec is trained on embeddings of unit length"),
         (["--preset", "clipcap-coco"], "--preset clipcap-coco stands for --clip ViT-B-32:openai: leave out the preset"),

@@ -74,12 +74,41 @@ def test_siglip_keeps_its_own_preprocessing():
 
 
 def test_weights_that_cannot_be_had_are_one_line():
-    with pytest.raises(UserError, match="--clip ViT-B-32 could not be loaded: ") as caught:
+    with pytest.raises(UserError, match="--clip ViT-B-32 could not be loaded, from its folder or its hub: ") as caught:
         ClipEncoder(ClipCard.of("ViT-B-32:openai"), Compute("cpu"))  # the suite runs offline
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_weights_is_refused_not_run_at_random(tmp_path):
     copy = shutil.copytree(TINY_CLIP, tmp_path / "clip", ignore=shutil.ignore_patterns("*.safetensors"))
-    with pytest.raises(UserError, match="could not be loaded"):
+    with pytest.raises(UserError, match="could not be loaded: it holds no weights as .safetensors"):
         ClipEncoder(ClipCard.of(f"local-dir:{copy}"), Compute("cpu"))
+
+
+@pytest.mark.parametrize(
+    "text_cfg, message",
+    [
+        (
+            {"tokenizer_kwargs": {"trust_remote_code": True}},
+            r"asks to run code of its own \(trust_remote_code\): use an",
+        ),
+        (None, r": its open_clip_config.json is not as expected \(.*NoneType"),
+    ],
+)
+def test_a_folder_that_asks_for_code_or_lacks_its_sizes_is_told(tmp_path, text_cfg, message):
+    copy = shutil.copytree(TINY_CLIP, tmp_path / "clip")
+    config = json.loads((copy / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] = text_cfg
+    (copy / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"--clip local-dir:{copy}.*{message}"):
+        ClipCard.of(f"local-dir:{copy}")
+
+
+def test_embeddings_that_overflow_are_told_before_they_become_scores():
+    class Overflowing(torch.nn.Module):
+        def encode_image(self, pictures, normalize):
+            return torch.full((len(pictures), 4), torch.inf, dtype=pictures.dtype)
+
+    encoder = ClipEncoder.around(Overflowing(), None, ClipCard.of("tiny"), torch.device("cpu"), torch.float16)
+    with pytest.raises(UserError, match="CLIP's embeddings overflow in torch.float16: use --precision float32 or"):
+        encoder.encode_images(np.zeros((2, 64, 64, 3), np.uint8))

@@ -128,7 +128,7 @@ def test_a_coarser_precision_gives_nearly_the_same_logits(tiny, precision):
 
 
 def test_an_unknown_precision_is_one_line():
-    with pytest.raises(UserError, match="--precision half is unknown: expected one of auto, float32"):
+    with pytest.raises(UserError, match="--precision half is no precision: expected one of auto, float32"):
         LanguageModel("tiny", Compute("cpu", "half"))
 
 
@@ -172,7 +172,7 @@ def test_no_prompts_give_no_captions(tiny):
 
 
 def test_a_name_that_cannot_be_loaded_is_one_line():
-    with pytest.raises(UserError, match="--language-model gpt2 could not be loaded: "):
+    with pytest.raises(UserError, match="--language-model gpt2 could not be loaded, from its folder or its hub: "):
         LanguageModel("gpt2", Compute("cpu"))  # the suite runs offline
 
 

@@ -121,9 +121,9 @@ def test_captions_of_an_index_without_origins_count_as_given(built, extension, t
     "changes, message",
     [
         ({"clip": "ViT-L-14:openai"}, "was built with the CLIP ViT-L-14:openai, but --clip is"),
-        ({"dim": 7}, "has 7 dimensions, but the CLIP"),
-        ({"shard_rows": [400]}, "index.json is damaged"),
-        ({"shards": 4}, "lacks shard-00003.faiss"),
+        ({"dim": 7}, "has 7 dimensions, but the CLIP local-dir:tiny_clip@"),
+        ({"shard_rows": [400]}, "index.json does not account for every row; build the index again"),
+        ({"shards": 4}, "lacks the file shard-00003.faiss: build the index again"),
         (None, "does not exist"),
     ],
 )
@@ -323,7 +323,10 @@ def test_too_many_errors_end_the_loop_with_exit_code_1_however_often_it_is_run(p
     for scores in ([(1.0, 0.5)], []):
         output, code = play(*scores, bad="training")
         assert code == 1 and not (output / "_SUCCESS").exists()
-        assert "24 of 24 images of" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert (
+            "24 of 24 images of" in said and "more than --max-error-rate 0.1 allows: mend the images, or allow" in said
+        )
 
 
 def test_a_validation_image_that_is_among_the_training_pairs_is_not_trained_on(loop_settings, tmp_path):
@@ -390,3 +393,8 @@ def test_too_few_images_on_either_side_are_told(attempt, loop_settings, tmp_path
     assert "holds 9 images: expected at least 10, of which a fifth" in attempt(pairs=tmp_path / "nine.tsv")
     line = attempt(pairs=tmp_path / "nine.tsv", validation_pairs=tmp_path / "nine.tsv")
     assert "0 of its 9 images are not for validation" in line
+
+
+def test_a_loop_that_could_not_choose_its_best_round_is_told_before_its_work(attempt, monkeypatch):
+    monkeypatch.setattr(loop_module, "find_spec", lambda name: None)
+    assert "choosing the best round by CIDEr needs the package pycocoevalcap" in attempt()

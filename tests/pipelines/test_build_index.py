@@ -139,6 +139,7 @@ def test_other_queries_than_those_it_was_measured_with_find_as_much(kind, ray_ru
         ({"index-type": "ivfpq"}, "--index-type ivfpq: 400 captions, expected at least 9,984 to train on; choose"),
         ({"index-memory-gb": 0}, "--index-memory-gb 0.0: expected above 0"),
         ({"recall": 1}, "--recall 1.0: expected above 0, below 1"),
+        ({"captions": "empty"}, "holds no caption to build an index of: expected one or more"),
         ({"index-type": "ivf", "extend": "flat"}, "is of type flat, and stays so; leave the type out"),
     ],
 )
@@ -146,7 +147,9 @@ def test_mistakes_are_told_in_one_line_before_anything_is_embedded(
     flags, message, built, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(build_module, "ray_session", None)
-    flags = {name: built.index if value == "flat" else value for name, value in flags.items()}
+    (tmp_path / "empty.txt").write_text("\n \n")
+    given = {"flat": built.index, "empty": tmp_path / "empty.txt"}
+    flags = {name: given.get(value, value) for name, value in flags.items()}
     given = {"captions": built.world.index_captions, "output": tmp_path / "out", "clip": "tiny", **flags}
     assert run(["build-index", *(text for name, value in given.items() for text in (f"--{name}", str(value)))]) == 2
     line = capsys.readouterr().err
@@ -156,5 +159,5 @@ def test_mistakes_are_told_in_one_line_before_anything_is_embedded(
 def test_a_missing_list_file_is_told(lists, tmp_path):
     index = shutil.copytree(lists.output, tmp_path / "index")
     trained_path(index).unlink()
-    with pytest.raises(UserError, match="lacks trained.faiss: build the index again"):
+    with pytest.raises(UserError, match="lacks the file trained.faiss: build the index again"):
         card_of(index)

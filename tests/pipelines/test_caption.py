@@ -95,7 +95,9 @@ def test_a_summary_lost_to_a_kill_is_written_again(finished):
 def test_a_part_that_no_plan_knows_is_told(finished):
     stray = Path(finished.output) / "captions" / "part-999999-stray.parquet"
     stray.touch()
-    with pytest.raises(UserError, match="holds the part part-999999-stray, which its plan does not know"):
+    with pytest.raises(
+        UserError, match="the part part-999999-stray, which its plan does not know: plan/ was changed by hand; put"
+    ):
         caption(finished)
     stray.unlink()
 

@@ -5,6 +5,7 @@ import pytest
 from recap_ray.errors import UserError
 from recap_ray.pipelines import cluster
 from recap_ray.pipelines.cluster import ModelActors, model_actors
+from recap_ray.settings import RaySettings
 
 TOO_LATE = "The current node timed out during startup. This could happen because ..."
 
@@ -40,6 +41,17 @@ def test_another_failure_is_told_at_once(starts):
     with pytest.raises(ValueError, match="no such flag"):
         cluster._start_local()
     assert starts == [None]
+
+
+def test_an_address_without_a_ray_is_told(starts, monkeypatch):
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere:1")
+    starts += [ConnectionError("no reply")]
+    with (
+        pytest.raises(UserError, match="RAY_ADDRESS nowhere:1: no Ray answers there; start it, or unset RAY_ADDRESS"),
+        cluster.ray_session(RaySettings()),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,13 @@ def on_disk(captioned, tmp_path):
 def test_mistakes_are_one_line_and_change_nothing(on_disk, tmp_path, capsys):
     part = min((on_disk / "captions").iterdir())
     pq.write_table(pq.read_table(part).replace_schema_metadata({FINGERPRINT_KEY: b"other"}), part)
-    before = files_of(tmp_path)
     (tmp_path / "empty").mkdir()
+    locked = shutil.copytree(on_disk, tmp_path / "locked")
+    (locked / ".lock").unlink()
+    (locked / ".lock").mkdir()
+    before = files_of(tmp_path)
     for given, message in (
+        (("--captions", str(locked)), "cannot be written (Is a directory): compact works in it, so make it writable"),
         (("--captions", str(on_disk)), f"{part} is of another run: its fingerprint is other, expected "),
         (("--captions", str(tmp_path / "empty")), "empty (expected an output folder of caption): "),
         (("--captions", str(on_disk), "--target-mb", "0.5"), "--target-mb 0.5: expected at least 1"),

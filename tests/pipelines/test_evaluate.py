@@ -18,6 +18,7 @@ from recap_ray.tables import read_pairs
 from tests.pipelines.embedded import embed_in_one_go
 
 PREFIX = "A photo depicts "
+RATED, UNTOLD = "rated.csv", "untold.json"  # made where a test names them
 
 
 def scores_of(folder: Path, **given) -> dict:
@@ -310,9 +311,28 @@ def test_a_key_that_comes_twice_is_told(refused, run_folder, tmp_path):
         ({"captions": "x.json"}, "holds its own references: leave --references out"),
         ({"captions": "x.json", "references": None, "clip": "tiny"}, "x.json"),
         ({"captions": None, "judgements": "none.tsv"}, "none.tsv does not exist"),
+        (
+            {"captions": None, "references": None, "judgements": RATED, "clip": "tiny"},
+            "--clip tiny: give with --images the folder of the pictures to score",
+        ),
+        (
+            {"captions": None, "references": None, "judgements": RATED, "images": "none"},
+            "--images none is no folder: expected the one that the images' names are in",
+        ),
+        (
+            {"captions": None, "references": None, "judgements": RATED},
+            "--judgements: no metric is left to compare with ratings: n-gram metrics: some judged images",
+        ),
+        (
+            {"captions": UNTOLD, "references": None},
+            "none of its 1 rows has a caption and references to score it by",
+        ),
         ({"metrics": "CIDEr,magic"}, "--metrics CIDEr,magic: 'magic' is unknown, expected BLEU or some of BLEU-1"),
         ({"tokenizer": "magic"}, "--tokenizer magic is unknown"),
     ],
 )
-def test_flags_that_cannot_work_are_told(refused, changes, message):
-    assert message in refused(**changes)
+def test_flags_that_cannot_work_are_told(refused, changes, message, tmp_path):
+    (tmp_path / RATED).write_text("image,caption,rating\na.jpg,a cat,3\n")
+    (tmp_path / UNTOLD).write_text('[{"key": "a.jpg", "captions": ["a cat"], "prediction": " "}]')
+    files = {name: tmp_path / given for name, given in changes.items() if given in (RATED, UNTOLD)}
+    assert message in refused(**{**changes, **files})

@@ -119,7 +119,7 @@ def test_pairs_whose_images_are_elsewhere_are_told_before_anything_starts(built,
         (["--pairs", "x.tsv", "--embeddings", "x.npz"], "one of the two"),
         (
             ["--embeddings", "two.npz"],
-            "two.npz has 6 dimensions, but the CLIP tiny has 128: name with --clip",
+            "two.npz has 6 dimensions, but the CLIP tiny has 128: name with --clip the model that made them",
         ),
         (["--embeddings", "nan.npz"], "the text of row 3 holds NaN or infinite numbers"),
         (["--pairs", "one.tsv"], "one.tsv holds one image: expected at least two"),

@@ -52,14 +52,20 @@ def test_an_alignment_of_another_clip(attempt, built, tmp_path):
 def test_an_alignment_of_another_dimension(attempt, built, tmp_path):
     other = copy_with(built.alignment, tmp_path / "other")
     (other / "alignment.safetensors").write_bytes(LinearAlignment.identity(7).to_bytes())
-    assert "maps 7 dimensions, but the CLIP" in attempt(alignment=other)
+    assert "has 128: fit it again with that one" in attempt(alignment=other)
 
 
 def test_a_damaged_alignment(attempt, built, tmp_path):
     other = copy_with(built.alignment, tmp_path / "other")
     data = (other / "alignment.safetensors").read_bytes()
     (other / "alignment.safetensors").write_bytes(data[: len(data) // 2])
-    assert "holds no alignment" in attempt(alignment=other)
+    assert "holds no alignment of recap-ray" in attempt(alignment=other)
+
+
+def test_an_alignment_without_its_weights(attempt, built, tmp_path):
+    other = copy_with(built.alignment, tmp_path / "other")
+    (other / "alignment.safetensors").unlink()
+    assert "alignment.safetensors does not exist; make it with fit-alignment" in attempt(alignment=other)
 
 
 def test_an_index_of_another_clip(attempt, built, tmp_path):
@@ -73,7 +79,7 @@ def test_a_folder_without_images(attempt, tmp_path):
 
 
 def test_an_unknown_method(attempt):
-    expected = "recap-ray: --method magic is unknown: expected one of recap, clipcap, capdec"
+    expected = "recap-ray: --method magic is no method of captioning: expected one of recap, clipcap, capdec"
     assert attempt(method="magic") == expected
 
 
@@ -108,14 +114,14 @@ def test_an_unknown_clip_and_language_model(attempt, tmp_path):
         ({"neighbours": 0}, "--neighbours 0: expected at least 1"),
         ({"gpu-actors": -3}, "--gpu-actors '-3': expected a number, or two like 1:64, at least 1"),
         ({"gpu-actors": "64:1"}, "--gpu-actors '64:1': expected a number, or two like 1:64, at least 1"),
-        ({"device": "banana"}, "--device banana is unknown: expected one of auto, cpu, cuda"),
-        ({"precision": "half"}, "--precision half is unknown: expected one of auto, float32, bfloat16, float16"),
+        ({"device": "banana"}, "--device banana is no device: expected one of auto, cpu, cuda"),
+        ({"precision": "half"}, "--precision half is no precision: expected one of auto, float32, bfloat16, float16"),
         ({"beams": 2, "candidates": 3}, "--beams 2 gives no more captions: --candidates can be 2 at most"),
         ({"beams": 9999, "candidates": 1}, "--beams 9999: --language-model tiny has"),
         ({"max-new-tokens": 5000}, "--max-new-tokens 5000: --language-model tiny has"),
-        ({"language-model": "gtp2"}, "--language-model gtp2 could not be loaded"),
+        ({"language-model": "gtp2"}, "--language-model gtp2 could not be loaded, from its folder or its hub: "),
         ({"num-cpus": 0}, "--num-cpus 0: expected at least 1"),
-        ({"neighbours": 401}, "--neighbours 401: --index"),
+        ({"neighbours": 401}, "holds 400 captions; ask for so many at most"),
         ({"top-p": 1.5}, "--top-p 1.5: expected above 0, at most 1"),
         ({"prompt": "no place"}, "expected a text that contains {neighbours}"),
         ({"temperature": 0, "candidates": 2}, "add --candidates 1"),
@@ -136,7 +142,7 @@ def decoder(tmp_path_factory) -> str:
         ({}, "--index is not for --method clipcap: leave it out"),
         ({"index": None}, "--language-model is not for --method clipcap: leave it out"),
         ({**PREFIX, "decoder": None}, "--method clipcap writes with a decoder: give --decoder, a folder made by"),
-        ({**PREFIX, "decoder": "none"}, "--decoder none (make it with train-decoder or import-decoder): /"),
+        ({**PREFIX, "decoder": "none"}, "--decoder none (make it with train-decoder or import-decoder): the file /"),
         ({**PREFIX, "method": "capdec"}, "was made for --method clipcap, not capdec"),
         ({**PREFIX, "clip": "ViT-B-32:openai", "alignment": None}, "(128 dimensions), but --clip is ViT-B-32:openai"),
         ({**PREFIX, "candidates": 6}, "--beams 5 gives no more captions: --candidates can be 5 at most"),

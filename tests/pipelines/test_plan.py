@@ -30,3 +30,11 @@ def test_gpus_cannot_be_planned_for_where_there_is_none(built, tmp_path, capsys)
     flags = built.caption_flags(tmp_path / AS_JSON)
     assert run(["plan", *flags, "--gpus", "64", "--device", "cpu"]) == 2
     assert "--gpus 64: there is no GPU here to measure; run plan on a machine with one" in capsys.readouterr().err
+
+
+def test_a_sample_without_a_caption_is_told_and_nothing_written(built, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("recap_ray.pipelines.plan.caption_with", lambda *_, **__: 1)
+    monkeypatch.setattr("recap_ray.pipelines.plan.read_json", lambda *_: {"captioned": 0, "images": 60})
+    assert run(["plan", *built.caption_flags(tmp_path / AS_JSON)]) == 2
+    assert "no image of the sample could be captioned: mend what is" in capsys.readouterr().err
+    assert not (tmp_path / AS_JSON).exists()

@@ -86,7 +86,7 @@ def test_a_missing_matplotlib_is_told_before_anything_is_read(job, tmp_path, mon
     given = {"fit-alignment": "--pairs", "evaluate": "--captions"}[job]
     flags = [given, "nowhere.tsv", "--output", str(tmp_path / "out"), "--plots", str(tmp_path / "plots")]
     assert run([job, *flags]) == 2
-    assert str(MissingExtra("matplotlib", "plots", "--plots")) in capsys.readouterr().err
+    assert str(MissingExtra("matplotlib", "plots", "drawing figures for --plots")) in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

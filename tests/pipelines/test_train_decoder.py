@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines.train_decoder import train_decoder
+from recap_ray.pipelines.train_decoder import train_decoder, workers_of
 from recap_ray.settings import TrainDecoderSettings
 
 SMALL = {"clip": "tiny", "language_model": "tiny", "part_rows": 100, "held_out": 30, "epochs": 3, "batch_size": 20}
@@ -169,5 +169,27 @@ def test_an_offset_must_be_a_mean_shift(built, tmp_path):
 
 def test_heads_must_divide_the_width(clipcap, tmp_path):
     given = {**clipcap, "mapper": "transformer", "heads": 7, "output": str(tmp_path / "out")}
-    with pytest.raises(UserError, match="--heads 7: --language-model tiny is 128 wide"):
+    with pytest.raises(UserError, match="--heads 7: --language-model tiny is 128 wide, which they must divide"):
         train_decoder(TrainDecoderSettings(**given))
+
+
+@pytest.mark.parametrize(
+    ("flags", "resources", "found"),
+    [
+        ({}, {"CPU": 8.0}, (1, 8, False)),
+        ({"workers": 3}, {"CPU": 8.0}, (3, 2, False)),
+        ({}, {"CPU": 8.0, "GPU": 2.0}, (2, 1, True)),
+        ({"device": "cpu"}, {"CPU": 8.0, "GPU": 2.0}, (1, 8, False)),
+        ({"device": "cuda"}, {"CPU": 8.0}, "--device cuda: Ray sees no GPU; use --device auto or cpu"),
+        ({"workers": 3}, {"CPU": 8.0, "GPU": 2.0}, "--workers 3: there are 8 CPUs and 2 GPUs, and each worker takes"),
+        ({"workers": 9}, {"CPU": 8.0}, "there are 8 CPUs and 0 GPUs, .* without GPUs one CPU; give fewer"),
+    ],
+)
+def test_workers_share_what_there_is_and_no_more(monkeypatch, flags, resources, found):
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    settings = TrainDecoderSettings(method="clipcap", pairs="p", output="o", **flags)
+    if isinstance(found, tuple):
+        assert workers_of(settings) == found
+    else:
+        with pytest.raises(UserError, match=found):
+            workers_of(settings)
