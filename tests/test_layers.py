@@ -40,6 +40,7 @@ BOTTOM = {
     "vectors",
     "parts",
     "packs",
+    "counts",
     "runs",
     "heartbeat",
     "outputs",
