@@ -73,14 +73,13 @@ def caption_with(
     tally = Tally()
     with run.at_work(tally.state):
         work = find_work(run, found, settings)
-        tally.progress = work.progress()
-        if work.containers:
-            tally.recount = lambda: estimate_rows(found.containers, plans_in(run.folder / "plan"))
-        if work:
-            run.reopen()
-            loader = ImageLoader(captioner.preparer, limits, decoder)
-            caption_all(partial(open_stages, run, loader, captioner, settings), work, tally)
-        tally.progress.finish()
+        with work.progress() as tally.progress:
+            if work.containers:
+                tally.recount = lambda: estimate_rows(found.containers, plans_in(run.folder / "plan"))
+            if work:
+                run.reopen()
+                loader = ImageLoader(captioner.preparer, limits, decoder)
+                caption_all(partial(open_stages, run, loader, captioner, settings), work, tally)
         return finish(run, tally, settings.max_error_rate, planned)
 
 
