@@ -45,7 +45,7 @@ def heartbeat(
         while not ended.wait(BEAT_S):
             try:
                 beat()
-            except OSError as error:  # the run itself will say so, if it lasts
+            except Exception as error:  # a store has many kinds; the run itself will say so, if it lasts
                 print(f"run.json could not be written: {first_line(error)}", flush=True)
 
     beat()

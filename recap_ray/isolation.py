@@ -26,13 +26,13 @@ class IsolatedCalls:
         decoder_hung) if the child dies, or is not done in time."""
         if self.child is None:
             self._start()
-        self.pipe.send(arguments)
-        if not self.pipe.poll(self.timeout_s):
-            self.close()
-            raise ImageError("decoder_hung", f"decoding took longer than {self.timeout_s:g} s")
         try:
+            self.pipe.send(arguments)
+            if not self.pipe.poll(self.timeout_s):
+                self.close()
+                raise ImageError("decoder_hung", f"decoding took longer than {self.timeout_s:g} s")
             result = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # it is gone, or went in the middle of its answer
             self.child.join()
             code, self.child = self.child.exitcode, None
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -80,7 +80,7 @@ class Run:
             self.write("run.json", content | ({"heartbeat": beat} if beat else {}))
 
         def alone() -> None:
-            if is_remote(self.folder):
+            if self.folder not in _locks:
                 settle(lambda: _beat_of(self.folder), str(self.folder))
 
         with heartbeat(write, progress, alone):
@@ -232,7 +232,9 @@ def hold(folder: Path, flag: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{flag} {folder}: another recap-ray is at work on it; wait for it, or stop it first") from None
-    except OSError:
+    except OSError:  # a file system without locks
+        file.close()
+        wait_for_silence(lambda: _beat_of(folder), f"{flag} {folder}")
         return
     _locks[folder] = file
 

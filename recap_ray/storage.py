@@ -6,14 +6,17 @@ that nothing has to be set up there. A store that answers with errors for a whil
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -158,9 +161,16 @@ def fetched(text: str, flag: str) -> Path:
 
 
 def ask_for_each(ask: Callable[[Item], Answer], items: Iterable[Item]) -> Iterator[Answer]:
-    """What `ask` answers for each item, in order: a request to a store each, some of them at the same time."""
+    """What `ask` answers for each item, in order: a request to a store each, some of them at the same time, and only a
+    few of them ahead of what was taken."""
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        yield from pool.map(ask, items)
+        waiting: deque[Future[Answer]] = deque()
+        for item in items:
+            waiting.append(pool.submit(ask, item))
+            if len(waiting) > 2 * REQUESTS_AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def remove_files(paths: Iterable[Path]) -> None:
@@ -181,18 +191,33 @@ def local_copy(path: Path) -> Path:
         raise FileNotFoundError(str(path))
     stamp = hashlib.sha256(repr([(name, stamp_of(about)) for name, about in sorted(files.items())]).encode())
     target = cache_folder() / stamp.hexdigest()[:16] / path.name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        for name in files:
-            to = fresh / name.removeprefix(_key(path)).lstrip("/") if name != _key(path) else fresh
-            to.parent.mkdir(parents=True, exist_ok=True)
-            _fs(path).get_file(name, str(to))
-        try:
-            fresh.rename(target)
-        except OSError:  # another process was faster
-            shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(target.with_name(f".{target.name}.lock")):
+        if not target.exists():
+            _fetch(path, files, target)
     return target
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Actors that start together on a node load the same models: the others wait for the first one's copy."""
+    with open(lock, "w") as file:
+        with suppress(OSError):  # a file system without locks: then each one fetches its own, and one of them counts
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(path: Path, files: Iterable[str], target: Path) -> None:
+    """Copies `files`, which are all that is below `path` in its store, so that `target` appears whole or not at all."""
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    for name in files:
+        to = fresh / name.removeprefix(_key(path)).lstrip("/") if name != _key(path) else fresh
+        to.parent.mkdir(parents=True, exist_ok=True)
+        _fs(path).get_file(name, str(to))
+    try:
+        fresh.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink()
 
 
 def cache_folder() -> Path:

@@ -55,11 +55,13 @@ class Scene:
     variables: dict[str, str] = field(default_factory=dict)
     nodes: TwoNodes | None = None
     driver: subprocess.Popen | None = None
+    seconds: float = 0.05  # that a part takes the captioner
 
     def start(self) -> None:
         command = [sys.executable, "-m", "tests.fake_caption", "--images", self.images, "--output", self.output]
+        command += ["--seconds", str(self.seconds)]
         if self.nodes:
-            command += ["--actors", "4", "--seconds", "0.3", "--index", str(self.index)]
+            command += ["--actors", "4", "--index", str(self.index)]
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         with open(self.log, "ab") as log:
             self.driver = subprocess.Popen(
@@ -158,10 +160,10 @@ def kill_gpu_actor(scene: Scene) -> None:
 
 
 def kill_writer(scene: Scene) -> None:
-    """The process that holds a temporary file, before it is renamed; of a store, whose writers have none there, any
-    process that writes."""
+    """The process that holds a temporary file, before it is renamed; of a store, whose writers have none there, the
+    one that writes, whether the part was put or not."""
     if "://" in scene.output:
-        return kill_cpu_worker(scene)
+        return scene.kill_one("MapBatches(PartWriter")
     folder = os.path.join(scene.output, "captions")
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline and scene.driver.poll() is None:
@@ -247,7 +249,7 @@ class World:
         scene = self.scene(folder, seed)
         write_index(scene.index)
         with two_nodes(self.variables) as nodes:
-            yield replace(scene, nodes=nodes, variables=nodes.variables)
+            yield replace(scene, nodes=nodes, variables=nodes.variables, seconds=0.3)
 
 
 @contextmanager

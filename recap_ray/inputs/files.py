@@ -7,18 +7,14 @@ two listings can be compared as they go by: a folder of millions costs the memor
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from recap_ray.errors import ImageError, UserError
 from recap_ray.images import IMAGE_SUFFIXES
 from recap_ray.inputs.rows import PlanRow, stamp_number
-from recap_ray.storage import is_remote, stamp_of, stamp_of_local, storage_path
-
-AT_ONCE = 16  # requests under way to a store, whose answers take some 30 ms each
+from recap_ray.storage import ask_for_each, is_remote, stamp_of, stamp_of_local, storage_path
 
 
 def is_image_name(path: str) -> bool:
@@ -38,23 +34,22 @@ def list_files(folder: Path) -> Iterator[PlanRow]:
     root = str(folder)
     for path in _walk(root):
         if is_image_name(path):
-            yield _local_row(path, os.path.relpath(path, root))
+            yield _row(path, os.path.relpath(path, root), stamp_of_local(os.stat(path)))
 
 
-def match_files(paths: Sequence[str], root: str) -> Iterator[PlanRow]:
-    """The images among paths, by rising key; keys are relative to `root`."""
-    rows = {os.path.relpath(path, root) if not is_remote(path) else path.removeprefix(root).lstrip("/"): path
-            for path in paths if is_image_name(path)}  # fmt: skip
+def match_files(stamps: Mapping[str, str], root: str) -> Iterator[PlanRow]:
+    """The images among files below `root`, of each path or URL its stamp, by rising key."""
+    rows = {path.removeprefix(f"{root.rstrip('/')}/"): path for path in stamps if is_image_name(path)}
     for key in sorted(rows):
-        yield PlanRow(key, rows[key]) if is_remote(rows[key]) else _local_row(rows[key], key)
+        yield _row(rows[key], key, stamps[rows[key]])
 
 
-def _local_row(path: str, key: str) -> PlanRow:
+def _row(path: str, key: str, stamp: str) -> PlanRow:
     try:
         key.encode()
     except UnicodeEncodeError:  # what Python makes of undecodable bytes
         raise UserError(f"--images: the file name {os.fsencode(path)!r} is not UTF-8: rename it") from None
-    return PlanRow(key, path, stamp=stamp_number(stamp_of_local(os.stat(path))))
+    return PlanRow(key, path, stamp=stamp_number(stamp))
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -78,7 +73,7 @@ def _list_remote(folder: Path) -> Iterator[PlanRow]:
     for about in _pages(store, root):
         key = about["name"].removeprefix(root)
         if is_image_name(key) and not any(part.startswith(".") for part in key.split("/")):
-            yield PlanRow(key, f"{str(folder).rstrip('/')}/{key}", stamp=stamp_number(stamp_of(about)))
+            yield _row(f"{str(folder).rstrip('/')}/{key}", key, stamp_of(about))
 
 
 def _pages(store: Any, root: str) -> Iterator[dict[str, Any]]:
@@ -120,14 +115,9 @@ def read_file(source: str, max_bytes: int, options: dict[str, Any]) -> bytes | I
 
 def read_files(sources: Sequence[str], max_bytes: int, options: dict[str, Any]) -> Iterator[bytes | ImageError]:
     """The bytes of each file, in order; from a store several are fetched ahead."""
-    if not sources or not is_remote(sources[0]):
-        yield from (read_file(source, max_bytes, options) for source in sources)
-        return
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        waiting: deque[Future[bytes | ImageError]] = deque()
-        for source in sources:
-            waiting.append(pool.submit(read_file, source, max_bytes, options))
-            if len(waiting) > 2 * AT_ONCE:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+
+    def read(source: str) -> bytes | ImageError:
+        return read_file(source, max_bytes, options)
+
+    ahead = bool(sources) and is_remote(sources[0])
+    yield from ask_for_each(read, sources) if ahead else map(read, sources)

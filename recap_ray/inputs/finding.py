@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from recap_ray.errors import UserError, first_line
 from recap_ray.images import IMAGE_SUFFIXES
 from recap_ray.inputs.files import is_image_name, list_files, match_files
 from recap_ray.inputs.listed import TABLE_SUFFIXES, list_table
-from recap_ray.inputs.parquets import images_column
+from recap_ray.inputs.parquets import images_column, paths_column
 from recap_ray.inputs.rows import PlanRow
 from recap_ray.storage import is_remote, stamp_of, stamp_of_local, storage_path
 
@@ -63,11 +64,11 @@ def find_input(images: str) -> Input:
     files = _matches(texts)
     if containers := [file for file in files if str(file.path).endswith((*TAR_SUFFIXES, ".parquet"))]:
         return Input(tuple(containers))
-    paths = [str(file.path) for file in files]
-    if not any(map(is_image_name, paths)):
+    stamps = {str(file.path): file.stamp for file in files}
+    if not any(map(is_image_name, stamps)):
         raise _no_image(images)
-    root = os.path.commonpath([_folder_before_wildcards(text) for text in texts])
-    return Input(list_files=lambda: match_files(paths, root))
+    root = _common_folder([_folder_before_wildcards(text) for text in texts])
+    return Input(list_files=lambda: match_files(stamps, root))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
@@ -87,15 +88,19 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _find_in_folder(images: str, folder: Path) -> Input:
-    """Tars, or else Parquet files with images, or else images to any depth."""
-    files = _files_in(folder)
-    for suffixes in (TAR_SUFFIXES, (".parquet",)):
-        found = sorted((file for file in files if file.path.name.endswith(suffixes)), key=lambda file: str(file.path))
-        if found and (suffixes == TAR_SUFFIXES or _holds_images(str(found[0].path))):
-            return Input(tuple(found))
-    if next(list_files(folder), None) is None:
-        raise _no_image(images)
-    return Input(list_files=lambda: list_files(folder))
+    """Tars, or else Parquet files with images, or else images to any depth, or else Parquet files with paths."""
+    files = sorted(_files_in(folder), key=lambda file: str(file.path))
+    if tars := tuple(file for file in files if file.path.name.endswith(TAR_SUFFIXES)):
+        return Input(tars)
+    tables = tuple(file for file in files if file.path.name.endswith(".parquet"))
+    schema = _first_schema(tables)
+    if schema and images_column(schema):
+        return Input(tables)
+    if next(list_files(folder), None) is not None:
+        return Input(list_files=lambda: list_files(folder))
+    if schema and paths_column(schema):
+        return Input(tables)
+    raise _no_image(images)
 
 
 def _no_image(images: str) -> UserError:
@@ -158,15 +163,37 @@ def _local(path: Path) -> Container:
     return Container(path, status.st_size, stamp_of_local(status))
 
 
+def _first_schema(tables: Sequence[Container]) -> pa.Schema | None:
+    """That of the first Parquet file that can be read: one that cannot becomes a row that says so.
+
+    Raises UserError if there are some and none can be read.
+    """
+    for table in tables:
+        try:
+            return _schema_of(str(table.path))
+        except UserError:
+            if table is tables[-1]:
+                raise
+    return None
+
+
 def _holds_images(table: str) -> bool:
     """Whether a file is Parquet with images in it."""
-    if not table.endswith(".parquet"):
-        return False
+    return table.endswith(".parquet") and images_column(_schema_of(table)) is not None
+
+
+def _schema_of(table: str) -> pa.Schema:
     try:
         with storage_path(table, "--images").open("rb") as file:
-            return images_column(pq.read_schema(file)) is not None
+            return pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"--images {table} could not be read as Parquet: {first_line(error)}") from None
+
+
+def _common_folder(folders: Sequence[str]) -> str:
+    """The longest folder that all of them are in; os.path.commonpath would make s3:/ of s3://."""
+    columns = zip(*(folder.split("/") for folder in folders))
+    return "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, columns)) or "/"
 
 
 def _folder_before_wildcards(pattern: str) -> str:

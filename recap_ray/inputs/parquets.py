@@ -39,6 +39,11 @@ def images_column(schema: pa.Schema) -> str | None:
     return None
 
 
+def paths_column(schema: pa.Schema) -> str | None:
+    """The column of paths of images."""
+    return _first(PATH_COLUMNS, schema)
+
+
 def index_parquet(path: Path) -> Iterator[PlanRow]:
     """A row for each row of the file, or one with the error of a file that cannot be read.
 
@@ -47,16 +52,22 @@ def index_parquet(path: Path) -> Iterator[PlanRow]:
     try:
         with path.open("rb") as file:
             yield from _index(pq.ParquetFile(file), path)
-    except (pa.ArrowException, FileNotFoundError, PermissionError) as error:
-        yield PlanRow(
-            f"{path.name}#footer", f"{path}#row=0&column=", error=f"damaged_input: {path}: {first_line(error)}"
-        )
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error) and not isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        told = f"damaged_input: {path}: {first_line(error)}"
+        yield PlanRow(f"{path.name}#footer", f"{path}#row=0&column=", error=told)
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether the file is at fault and not the store or disk: Arrow also raises OSError for it, without a number."""
+    return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
 
 
 def _index(file: pq.ParquetFile, path: Path) -> Iterator[PlanRow]:
     schema = file.schema_arrow
     images, key = images_column(schema), _first(KEY_COLUMNS, schema)
-    text, named = _first(TEXT_COLUMNS, schema), None if images else _first(PATH_COLUMNS, schema)
+    text, named = _first(TEXT_COLUMNS, schema), None if images else paths_column(schema)
     if not images and not named:
         expected = f"expected a column of images ({', '.join(BYTES_COLUMNS)}) or of their paths"
         error = f"damaged_input: {path} has neither; {expected}"
@@ -95,7 +106,10 @@ def _first(names: Sequence[str], schema: pa.Schema) -> str | None:
 def read_parquet(
     path: Path, places: Sequence[tuple[str, str]], max_bytes: int
 ) -> Iterator[tuple[bytes | ImageError, str]]:
-    """The bytes and the caption of each pair of places, `row=N&column=NAME`; rows rising, as in a plan."""
+    """The bytes and the caption of each pair of places, `row=N&column=NAME`; rows rising, as in a plan.
+
+    Where a row group is damaged, the rows that cannot be had of it are errors.
+    """
     rows = np.array([int(image.removeprefix("row=").partition("&")[0]) for image, _ in places])
     images = places[0][0].partition("&column=")[2]
     text = next((text.partition("&column=")[2] for _, text in places if text), "")
@@ -104,7 +118,16 @@ def read_parquet(
         starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
         groups = np.searchsorted(starts, rows, side="right") - 1
         for group in np.unique(groups).tolist():
-            yield from _read_group(file, group, rows[groups == group] - starts[group], images, text, max_bytes)
+            wanted, given = rows[groups == group] - starts[group], 0
+            try:
+                for found in _read_group(file, group, wanted, images, text, max_bytes):
+                    yield found
+                    given += 1
+            except (pa.ArrowException, OSError) as error:
+                if not is_damage(error):
+                    raise
+                damaged = ImageError("damaged_input", f"row group {group} of {path}: {first_line(error)}")
+                yield from [(damaged, "")] * (len(wanted) - given)
 
 
 def _read_group(

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recap_ray.errors import UserError
 from recap_ray.inputs.finding import Container
 from recap_ray.inputs.parquets import index_parquet
 from recap_ray.inputs.rows import PLAN_SCHEMA, PlanRow, plan_tables
@@ -127,11 +128,17 @@ def plan_files(folder: Path, listing: Iterator[PlanRow], plans: Sequence[Plan], 
 def _new_rows(listing: Iterator[PlanRow], known: Iterator[tuple[Any, ...]], changes: Changes) -> Iterator[PlanRow]:
     """The rows whose key is not known; known ones of another stamp are noted in `changes`."""
     part: Part | None = None
-    following = next(known, None)
+    before, following = b"", next(known, None)
     for row in listing:
-        while following and following[0] < row.key.encode():
+        if (key := row.key.encode()) < before:
+            raise UserError(
+                f"--images lists {row.key} after {before.decode()}: expected names in the order of their bytes, as all "
+                "stores but S3's directory buckets give them; name a table of the paths instead"
+            )
+        before = key
+        while following and following[0] < key:
             following = next(known, None)
-        if not following or following[0] != row.key.encode():
+        if not following or following[0] != key:
             yield row
             continue
         _, stamp, plan, number = following

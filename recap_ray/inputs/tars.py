@@ -34,6 +34,7 @@ class _Sample:
 
     offset: int  # of its first member
     image: str = ""
+    extension: str = ""  # of the image
     texts: dict[str, str] = field(default_factory=dict)  # format -> place
     others: list[str] = field(default_factory=list)
 
@@ -42,7 +43,7 @@ def index_tar(path: Path) -> list[PlanRow]:
     """A row for each key, in the order in which the keys begin; and one for the place where a damaged tar ends.
 
     A key is what stands before the first dot of a member's name, folders included, as webdataset has it. Of several
-    images of a key the first counts.
+    images of a key the first one counts whose extension is plain (`jpg`, not `mask.png`), or else the first.
     """
     samples: dict[str, _Sample] = {}
     damage = None
@@ -69,7 +70,8 @@ def _gather(file: IO[bytes], size: int, samples: dict[str, _Sample]) -> tuple[in
     """Fills `samples`; gives the offset and the reason of what ends the tar too early."""
     tar = None
     try:
-        tar = tarfile.TarFile(fileobj=file, tarinfo=_Header)
+        # A key has to be text, whatever bytes a name is of.
+        tar = tarfile.TarFile(fileobj=file, tarinfo=_Header, encoding="utf-8", errors="backslashreplace")
         while member := tar.next():
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
             if not member.isreg():
@@ -113,7 +115,8 @@ def _note(member: tarfile.TarInfo, samples: dict[str, _Sample]) -> None:
     sample = samples.setdefault(f"{folder}{slash}{stem}", _Sample(member.offset))
     extension, place = extension.lower(), f"{member.offset_data}+{member.size}"
     if f".{extension.rpartition('.')[2]}" in IMAGE_SUFFIXES:
-        sample.image = sample.image or place
+        if not sample.image or ("." in sample.extension and "." not in extension):
+            sample.image, sample.extension = place, extension
     elif extension in TEXT_FORMATS:
         sample.texts.setdefault(extension, place)
     else:

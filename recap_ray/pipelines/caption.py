@@ -9,11 +9,12 @@ O/failures/part-<id>-<number>.txt              why a part could not be captioned
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,6 +24,7 @@ from typing import Any
 from ray.data import DataContext
 
 from recap_ray.captioners import Captioner, make_captioner
+from recap_ray.counts import Counts, count_all
 from recap_ray.errors import UserError, first_line
 from recap_ray.forecast import beside_plan
 from recap_ray.images import ImageLimits, decode_pixels
@@ -41,7 +43,7 @@ from recap_ray.progress import Progress
 from recap_ray.runs import Run, open_run, read_json
 from recap_ray.settings import CaptionSettings
 from recap_ray.stage_times import StageClock, summarise_times, times_table
-from recap_ray.storage import ask_for_each, commit, names_in, remove_leftovers, storage_path
+from recap_ray.storage import commit, names_in, remove_leftovers, storage_path
 
 PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
 
@@ -148,6 +150,7 @@ def refuse_or_forget(run: Run, parts: list[Part], changed: str) -> None:
     run.reopen()
     finish_packs(run.folder / "captions")
     unpack(run.folder / "captions", {part.name for part in parts})
+    (run.folder / "summary.json").unlink(missing_ok=True)  # which counts them
     for part in parts:
         for path in (f"captions/{part.name}.parquet", f"reports/{part.name}.json"):
             (run.folder / path).unlink(missing_ok=True)
@@ -159,8 +162,8 @@ class Tally:
 
     progress: Progress | None = None  # known when there is work
     times: StageClock = field(default_factory=StageClock)
+    counts: Counts = field(default_factory=Counts)
     failures: dict[str, str] = field(default_factory=dict)  # part -> why, at its last try
-    images: int = 0
     stopped: bool = False
     actors: int = 0
     recount: Callable[[], tuple[int, bool] | None] | None = None  # images there are, and whether that is exact
@@ -169,13 +172,19 @@ class Tally:
 
     def add(self, report: Mapping[str, Any]) -> None:
         """Adds the report of a captioned part."""
-        self.images += report["rows"]
-        self.times.add(StageClock(report["times"]))
+        times, errors = StageClock(report["times"]), json.loads(report["errors"])
+        self.counts.add(report["rows"], errors, times.seconds)
+        self.times.add(times)
         if self.progress:
             self.first_s = self.first_s or self.progress.seconds
             self._recount(self.progress)
             slowest = summarise_times(self.times, self.images, self.actors)["bottleneck"]
-            self.progress.update(report["rows"], report["errors"], f"{slowest} is the bottleneck")
+            self.progress.update(report["rows"], sum(errors.values()), f"{slowest} is the bottleneck")
+
+    @property
+    def images(self) -> int:
+        """Captioned in this session, or found to be bad."""
+        return self.counts.images
 
     def _recount(self, progress: Progress) -> None:
         """Tars and tables are planned while others are captioned: the plans that are there tell how many images there
@@ -224,8 +233,8 @@ def caption_all(opened: Callable[[Work], AbstractContextManager[CaptionStages]],
         work = replace(work, parts=parts, containers=containers)
         # After an accident the other parts did not fail: they were not reached.
         killed = "" if accident else "its process was killed; no traceback"
-        reasons = {part.name: tally.failures.get(part.name, killed) for part in parts}
-        reasons |= {str(container.path): "" if accident else "it could not be indexed" for container in containers}
+        names = [*(part.name for part in parts), *(str(container.path) for container in containers)]
+        reasons = {name: tally.failures.get(name, killed) for name in names}
         tally.failures = {name: why for name, why in reasons.items() if why}
         if not work:
             break
@@ -293,7 +302,10 @@ def stopping(stop_file: Path) -> Iterator[Path]:
 
     def stop(*_: Any) -> None:
         print("caption: stopping after the parts under way", flush=True)
-        commit(stop_file, lambda path: path.touch())
+        try:
+            commit(stop_file, lambda path: path.touch())
+        except Exception as error:  # it may interrupt anything: what was waited for goes on
+            print(f"caption: {stop_file} could not be written ({first_line(error)}): it does not stop", flush=True)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop_file
@@ -309,11 +321,12 @@ def stopping(stop_file: Path) -> Iterator[Path]:
 def finish(run: Run, tally: Tally, max_error_rate: float, plan: Mapping[str, Any] | None = None) -> int:
     """Writes summary.json, with the figures of a plan if there is one, and _SUCCESS if every part is there; gives the
     exit code."""
-    report_failures(run, tally)
-    planned = [part.name for part in parts_of(plans_in(run.folder / "plan"))]
     finished = finished_parts(run.folder / "captions")
-    missing = set(planned) - finished
-    summary = summarise(run.folder, [name for name in planned if name in finished])
+    missing = {part.name for part in parts_of(plans_in(run.folder / "plan"))} - finished
+    report_failures(run, tally, missing)
+    path = run.folder / "summary.json"
+    before = read_json(path, "the summary in --output") if path.exists() else {}
+    summary = before | count_all(run.folder, before, tally.counts, finished).as_json()
     if tally.images and (progress := tally.progress):  # of the last session that had something to do
         rate = {
             "seconds": round(progress.seconds, 1),
@@ -322,10 +335,11 @@ def finish(run: Run, tally: Tally, max_error_rate: float, plan: Mapping[str, Any
         }
         times = summarise_times(tally.times, tally.images, tally.actors)
         summary |= {**rate, "stages": times}
+        summary.pop("planned", None)
         if plan:
             summary["planned"] = beside_plan(plan, tally.images, progress.seconds)
         print(times_table(times))
-    if "seconds" in summary or not (run.folder / "summary.json").exists():
+    if summary != before:
         run.write("summary.json", summary)
     errors = sum(summary["errors"].values())
     print(f"{summary['images']:,} images, {summary['captioned']:,} captioned, {errors:,} errors: {run.folder}/captions")
@@ -346,31 +360,20 @@ def finish(run: Run, tally: Tally, max_error_rate: float, plan: Mapping[str, Any
     return 0
 
 
-def report_failures(run: Run, tally: Tally) -> None:
-    """Leaves a file for each part that failed in the end, and prints the first."""
+def report_failures(run: Run, tally: Tally, missing: Collection[str]) -> None:
+    """Leaves a file for each part that failed in the end, and prints the first. A session that was stopped leaves those
+    of an earlier one whose parts are still `missing`: it may not have come to them."""
     folder = run.folder / "failures"
     for name in names_in(folder, suffix=".txt"):
-        (folder / name).unlink()
-    for part, why in tally.failures.items():
-        commit(folder / f"{os.path.basename(part)}.txt", lambda path: path.write_text(f"{part}\n{why}\n"))  # noqa: B023
+        if not tally.stopped or name.removesuffix(".txt") not in missing:
+            (folder / name).unlink()
+    for name, why in tally.failures.items():
+        commit(folder / f"{failure_name(name)}.txt", lambda path: path.write_text(f"{name}\n{why}\n"))  # noqa: B023
     if tally.failures:
         part, why = next(iter(tally.failures.items()))
         print(f"{part} failed:\n{why.rstrip()}")
 
 
-def summarise(folder: Path, parts: list[str]) -> dict[str, Any]:
-    """What the reports of captioned parts add up to, whichever session wrote them."""
-    errors: Counter[str] = Counter()
-    images = 0
-    busy: Counter[str] = Counter()
-    for report in ask_for_each(lambda name: read_json(folder / "reports" / f"{name}.json", "a part's report"), parts):
-        errors.update(report["errors"])
-        busy.update(report["seconds"])
-        images += report["rows"]
-    return {
-        "parts": len(parts),
-        "images": images,
-        "captioned": images - errors.total(),
-        "errors": dict(errors),
-        "busy_seconds": {name: round(seconds, 3) for name, seconds in sorted(busy.items())},
-    }
+def failure_name(name: str) -> str:
+    """What the file of a failed part is called; or of a container, whose path it is: there may be more of its name."""
+    return name if "/" not in name else f"{os.path.basename(name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

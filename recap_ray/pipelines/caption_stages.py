@@ -66,7 +66,7 @@ class CaptionStages:
         images is then a list of names.
         """
         known = [part_items(parts[i : i + PARTS_A_BLOCK]) for i in range(0, len(parts), PARTS_A_BLOCK)]
-        planner = ContainerPlanner(self.plans, self.part_rows, storage_options())
+        planner = ContainerPlanner(self.plans, self.part_rows, storage_options(), self.stop_file)
         return (
             ray.data.from_arrow(known + [container_item(container) for container in containers])
             .map_batches(planner, batch_format="pyarrow", **light_stage())

@@ -202,8 +202,8 @@ def machine_counts() -> tuple[int, int]:
 
 
 def light_stage() -> dict[str, Any]:
-    """Arguments of `map_batches` for a stage that mostly waits for the disk."""
-    return {"batch_size": None, "num_cpus": CPU_SHARE}
+    """Arguments of `map_batches` for a stage that mostly waits for the disk, and rarely kills its process."""
+    return {"batch_size": None, "num_cpus": CPU_SHARE, "max_retries": 3}
 
 
 def mistake_within(error: Exception) -> UserError | None:

@@ -22,6 +22,11 @@ def failed(part: str, why: str) -> dict[str, Any]:
     return {"part": np.array([part], object), FAILURE: np.array([why], object)}
 
 
+def reason_of(error: Exception) -> str:
+    """Why a part failed, as the driver is to tell it: the user's mistake, or a traceback."""
+    return f"{MISTAKE}{error}" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+
+
 def guarded(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """A stage's method that fails alone: what it raises becomes the failure of the part that its batch tells in the
     column `part`, and a failure of an earlier stage is handed on. Where a batch has no such column all is raised."""
@@ -37,9 +42,7 @@ def guarded(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         name = part.as_py() if isinstance(part, pa.Scalar) else part
         try:
             return stage(self, batch)
-        except UserError as error:
-            return failed(name, f"{MISTAKE}{error}")
-        except Exception:
-            return failed(name, traceback.format_exc())
+        except Exception as error:
+            return failed(name, reason_of(error))
 
     return guarded_stage

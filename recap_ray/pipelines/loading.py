@@ -24,9 +24,11 @@ from recap_ray.isolation import IsolatedCalls
 from recap_ray.pipelines.guard import guarded
 from recap_ray.preparing import ImagePreparer
 from recap_ray.stage_times import StageClock
+from recap_ray.storage import is_remote
 
 Decoder = Callable[[Any, ImageLimits, int], Picture]  # of bytes, or whatever else the reader gives
 TIMEOUT_S = 60.0  # for one picture: a hundred million pixels take some seconds
+STORE_S = 120.0  # more than a store is asked again for: what it takes to read is no fault of the picture before
 
 
 class Reader(Protocol):
@@ -74,7 +76,7 @@ class ImageLoader:
         clock = StageClock()
         assert self.reader is not None
         found = self.reader.read_all([batch["source"][i] for i in there], [texts[i] for i in there])
-        with self._preparing() as prepare:
+        with self._preparing(any(is_remote(str(source)) for source in batch["source"][:1])) as prepare:
             for i in there:
                 with clock.stage("read"):
                     data, captions[i] = next(found)
@@ -96,7 +98,7 @@ class ImageLoader:
         return self.preparer(picture), picture.width, picture.height
 
     @contextmanager
-    def _preparing(self) -> Iterator[Callable[[Any], tuple[np.ndarray, int, int]]]:
+    def _preparing(self, remote: bool) -> Iterator[Callable[[Any], tuple[np.ndarray, int, int]]]:
         if self.isolated:
             calls = IsolatedCalls(self.prepare, self.timeout_s, ["torch"])
             try:
@@ -107,7 +109,7 @@ class ImageLoader:
         if not self.watched:
             yield self.prepare
             return
-        alarm = Alarm(self.timeout_s)
+        alarm = Alarm(self.timeout_s + (STORE_S if remote else 0))
         try:
             yield lambda data: alarm.watch(self.prepare, data)
         finally:
@@ -116,7 +118,8 @@ class ImageLoader:
 
 class Alarm:
     """Ends the process, with its traceback on standard error, when one call takes too long: nothing else can stop a
-    codec. Setting it takes up to a millisecond (a thread is made), so that calls of the same second share one."""
+    codec. Setting it takes up to a millisecond (a thread is made), so that calls of the same second share one, and it
+    goes on between two calls."""
 
     def __init__(self, timeout_s: float):
         self.timeout_s = timeout_s

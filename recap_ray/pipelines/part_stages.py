@@ -6,6 +6,7 @@ instead of seven.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from recap_ray.inputs.finding import Container
 from recap_ray.inputs.planning import plan_container
 from recap_ray.parts import Part
-from recap_ray.pipelines.guard import STOPPED, failed, guarded
+from recap_ray.pipelines.guard import STOPPED, failed, guarded, reason_of
 from recap_ray.pipelines.part_metrics import count_part
 from recap_ray.runs import Run, write_json
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
@@ -31,7 +32,7 @@ STOP_FILE = ".stop"  # where it lies in the run's folder no more parts are begun
 ITEM_SCHEMA = pa.schema(
     [
         ("part", pa.string()), ("plan", pa.string()), ("row_group", pa.int64()), ("rows", pa.int64()),
-        ("path", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()),
+        ("path", pa.string()), ("bytes", pa.int64()), ("stamp", pa.string()), ("why", pa.string()),
     ]
 )  # fmt: skip
 
@@ -48,6 +49,11 @@ def container_item(container: Container) -> pa.Table:
     return pa.Table.from_pylist([row], ITEM_SCHEMA)
 
 
+def failed_item(name: str, why: str) -> pa.Table:
+    """A part or container that cannot be begun, as a row that goes through the chain in its place."""
+    return pa.Table.from_pylist([{"part": name, "why": why}], ITEM_SCHEMA)
+
+
 @dataclass(frozen=True)
 class ContainerPlanner:
     """Plans a tar or Parquet file; lets parts that are known go by."""
@@ -55,14 +61,20 @@ class ContainerPlanner:
     folder: Path  # of plans
     part_rows: int
     options: dict[str, Any]  # of storage_path
+    stop_file: Path
 
     def __call__(self, items: pa.Table) -> pa.Table:
-        """The container's parts; none where it holds no image."""
+        """The container's parts, none where it holds no image; or why there are none, as if it was a part."""
         first = items.slice(0, 1).to_pylist()[0]
         if first["path"] is None:
             return items
-        container = Container(storage_path(first["path"], "--images", self.options), first["bytes"], first["stamp"])
-        return part_items(plan_container(self.folder, container, self.part_rows).parts())
+        try:
+            if self.stop_file.exists():
+                return failed_item(first["path"], STOPPED)
+            container = Container(storage_path(first["path"], "--images", self.options), first["bytes"], first["stamp"])
+            return part_items(plan_container(self.folder, container, self.part_rows).parts())
+        except Exception as error:
+            return failed_item(first["path"], reason_of(error))
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,8 @@ class PartReader:
     @guarded
     def __call__(self, batch: dict[str, Any]) -> Any:
         """The rows, with the part's name beside them."""
+        if why := batch["why"][0]:
+            return failed(batch["part"][0], why)
         part = Part(batch["part"][0], batch["plan"][0], int(batch["row_group"][0]), int(batch["rows"][0]))
         if self.stop_file is not None and self.stop_file.exists():
             return failed(part.name, STOPPED)
@@ -92,7 +106,7 @@ class PartWriter:
 
     @guarded
     def __call__(self, table: pa.Table) -> pa.Table:
-        """One row of report for the part: its name, rows and errors."""
+        """One row of report for the part: its name, rows, errors by code (JSON) and times."""
         name, clock = table["part"][0].as_py(), StageClock(table["times"][0].as_py())
         clock.arrived("captioned")
         rows = table.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
@@ -104,4 +118,5 @@ class PartWriter:
             write_json(self.run.folder / "reports" / f"{name}.json", report)
             commit(self.run.folder / "captions" / f"{name}.parquet", lambda path: pq.write_table(rows, path))
         count_part(len(rows), errors, clock.seconds)
-        return pa.table({"part": [name], "rows": [len(rows)], "errors": [errors.total()], "times": [clock.carried()]})
+        told = {"part": [name], "rows": [len(rows)], "errors": [json.dumps(errors)], "times": [clock.carried()]}
+        return pa.table(told)

@@ -66,6 +66,21 @@ def test_a_folder_of_tars_or_of_tables_with_images_is_these(folder):
         find_input(f"{folder}/{{0..2}}.tar")
 
 
+def test_a_folder_of_nothing_but_tables_of_paths_is_these(tmp_path):
+    pq.write_table(pa.table({"path": ["/x/a.jpg"], "caption": ["a"]}), tmp_path / "0.parquet")
+    assert containers(str(tmp_path)) == ["0.parquet"]
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert list(listed(str(tmp_path))) == ["a.jpg"]
+
+
+def test_a_table_that_cannot_be_read_does_not_hide_the_others(tmp_path):
+    (tmp_path / "0.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(UserError, match=r"0\.parquet could not be read as Parquet"):
+        find_input(str(tmp_path))
+    pq.write_table(pa.table({"key": ["1"], "jpg": [b"x"]}), tmp_path / "1.parquet")
+    assert containers(str(tmp_path)) == ["0.parquet", "1.parquet"]
+
+
 @pytest.mark.parametrize(
     "images, message",
     [

@@ -2,7 +2,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recap_ray.inputs.parquets import index_parquet
+from recap_ray.errors import ImageError
+from recap_ray.inputs.parquets import index_parquet, is_damage
 from recap_ray.inputs.reading import ImageReader
 
 
@@ -61,6 +62,38 @@ def test_files_that_cannot_be_read_are_one_row(tmp_path):
     [row] = index_parquet(write(tmp_path / "b.parquet", number=[1]))
     assert "expected a column of images (jpg, " in row.error
     assert list(index_parquet(write(tmp_path / "c.parquet", jpg=pa.array([], pa.binary())))) == []
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd"])
+def test_a_damaged_row_group_costs_its_own_rows(tmp_path, compression):
+    data = [bytes([i]) * 2000 for i in range(30)]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"jpg": data}), path, row_group_size=10, compression=compression, use_dictionary=False)
+    chunk = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    torn = bytearray(path.read_bytes())
+    torn[chunk.data_page_offset + 30 : chunk.data_page_offset + chunk.total_compressed_size] = b"\xff" * (
+        chunk.total_compressed_size - 30
+    )
+    path.write_bytes(torn)
+    found = read(path, max_bytes=3000)
+    bad = {key for key, (data, _) in found.items() if isinstance(data, ImageError)}
+    assert bad == {f"a/{i}" for i in range(10, 20)}
+    assert "damaged_input: row group 1 of " in str(found["a/12"][0])
+    assert all(found[f"a/{i}"] == (data[i], "") for i in (0, 9, 20, 29))
+
+
+def test_a_footer_that_is_no_footer_is_one_row(tmp_path):
+    path = write(tmp_path / "a.parquet", jpg=[b"x"])
+    torn = bytearray(path.read_bytes())
+    torn[-60:-8] = b"\x00" * 52
+    path.write_bytes(torn)
+    [row] = index_parquet(path)
+    assert row.error.startswith(f"damaged_input: {path}: ")
+
+
+def test_what_a_store_answers_is_not_taken_for_damage():
+    assert is_damage(pa.ArrowInvalid("no magic bytes")) and is_damage(OSError("Corrupt snappy compressed data"))
+    assert not is_damage(OSError(5, "the store does not answer"))
 
 
 def test_images_are_read_up_to_the_limit(tmp_path):

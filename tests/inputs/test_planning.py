@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recap_ray.errors import UserError
 from recap_ray.inputs.finding import Container
 from recap_ray.inputs.planning import Version, compare_containers, estimate_rows, plan_container, plan_files
 from recap_ray.inputs.rows import PlanRow
@@ -51,6 +52,12 @@ def test_changed_files_are_found_with_their_parts_and_then_known(tmp_path_factor
     changes.accept(folder)
     assert sorted(planned(folder)) == sorted(there)
     assert not plan_files(folder, rows(now), plans_in(folder), part_rows)
+
+
+def test_a_listing_out_of_order_is_refused_for_it_would_plan_files_twice(tmp_path):
+    with pytest.raises(UserError, match="--images lists a after b: expected names in the order of their bytes"):
+        plan_files(tmp_path, iter([PlanRow("b", "/b"), PlanRow("a", "/a")]), [], 10)
+    assert not plans_in(tmp_path)
 
 
 def test_containers_are_known_by_their_names_and_versions(tmp_path):

@@ -57,9 +57,25 @@ def test_members_are_read_by_position_with_their_captions(tmp_path, format):
 
 
 def test_members_of_a_key_may_stand_apart_and_the_first_image_counts(tmp_path):
-    members = {"a.jpg": b"A", "b.png": b"B", "a.seg.png": b"mask", "b.txt": b"bee", "a.txt": b"ay"}
+    members = {"a.jpg": b"A", "b.png": b"B", "a.seg.png": b"mask", "a.webp": b"", "b.txt": b"bee", "a.txt": b"ay"}
     found, _ = read(write(tmp_path / "a.tar", members))
     assert found == {"a": (b"A", "ay"), "b": (b"B", "bee")}
+
+
+def test_a_mask_before_its_image_is_not_taken_for_it(tmp_path):
+    members = {"a.mask.png": b"mask", "a.depth.png": b"depth", "a.jpg": b"A", "b.seg.png": b"B"}
+    found, _ = read(write(tmp_path / "a.tar", members))
+    assert found == {"a": (b"A", ""), "b": (b"B", "")}
+
+
+def test_a_name_that_is_no_text_is_a_key_all_the_same(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        add(tar, "b.jpg", b"B")
+        add(tar, "caf\xe9.jpg", b"C")
+    found, errors = read(path)
+    assert found == {"b": (b"B", ""), "caf\\xe9": (b"C", "")} and not errors
+    assert all(key.encode() for key in found)
 
 
 def test_a_key_without_an_image_is_a_row_that_says_so(tmp_path):

@@ -1,8 +1,10 @@
-"""Starting Ray on a busy machine."""
+"""Starting Ray on a busy machine, and how many actors hold models on which machines."""
 
 import pytest
 
+from recap_ray.errors import UserError
 from recap_ray.pipelines import cluster
+from recap_ray.pipelines.cluster import ModelActors, model_actors
 
 TOO_LATE = "The current node timed out during startup. This could happen because ..."
 
@@ -38,3 +40,33 @@ def test_another_failure_is_told_at_once(starts):
     with pytest.raises(ValueError, match="no such flag"):
         cluster._start_local()
     assert starts == [None]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "asked", "device", "parts", "expected"),
+    [
+        (2, 0, None, "auto", 99, ModelActors(2, 2, 0)),
+        (16, 1, None, "auto", 99, ModelActors(2, 2, 0.5)),
+        (64, 8, None, "auto", 99, ModelActors(16, 16, 0.5)),
+        (64, 8, None, "auto", 3, ModelActors(3, 3, 1)),
+        (64, 8, (8, 8), "auto", 99, ModelActors(8, 8, 1)),
+        (64, 8, (32, 32), "auto", 99, ModelActors(32, 32, 0.25)),
+        (64, 8, None, "cpu", 999, ModelActors(64, 64, 0)),
+        (0, 0, (1, 64), "cuda", 999, ModelActors(1, 64, 0.5)),
+        (0, 0, (1, 64), "cuda", 5, ModelActors(1, 5, 0.5)),
+        (0, 0, None, "cuda", 5, ModelActors(1, 5, 0.5)),
+        (16, 1, (1, 64), "auto", 999, ModelActors(1, 64, 0.5)),
+        (4, 0, (1, 8), "auto", 999, ModelActors(1, 8, 0)),
+    ],
+)
+def test_actors_follow_from_the_machines_and_from_what_is_asked(
+    monkeypatch, cpus, gpus, asked, device, parts, expected
+):
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": cpus, "GPU": gpus})
+    assert model_actors(asked, device, parts) == expected
+
+
+def test_more_actors_than_there_is_room_for_are_refused(monkeypatch):
+    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(UserError, match="--gpu-actors 9: 2 CPUs have room for at most 4 .* give a range, 1:9"):
+        model_actors((9, 9), "cpu", 99)

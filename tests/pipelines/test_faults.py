@@ -6,6 +6,7 @@ node, whose death takes Ray minutes to notice.
 
 import random
 import time
+from dataclasses import replace
 
 from tests.faults import (
     LIMIT_S,
@@ -26,8 +27,8 @@ def any_seed() -> int:
     return seed
 
 
-def begin(world, tmp_path) -> Scene:
-    scene = world.scene(tmp_path, any_seed())
+def begin(world, tmp_path, **changes) -> Scene:
+    scene = replace(world.scene(tmp_path, any_seed()), **changes)
     scene.start()
     return scene
 
@@ -41,9 +42,15 @@ def test_a_store_that_fails_loses_and_repeats_nothing(s3, tmp_path):
         scene.check()
 
 
-def test_a_killed_worker_actor_driver_and_writer_lose_and_repeat_nothing(tmp_path):
+def test_a_stopped_driver_and_a_killed_worker_actor_driver_and_writer_lose_and_repeat_nothing(tmp_path):
     with disk_world() as world:
-        scene = begin(world, tmp_path)
+        scene = begin(world, tmp_path, seconds=0.2)  # long enough for four faults
+        scene.reach(2)
+        scene.driver.terminate()
+        assert scene.driver.wait(LIMIT_S) == 1 and not scene.leftovers()
+        assert "stopped; the same command goes on from here" in scene.log.read_text()
+        assert 2 <= scene.parts() < 40, "what was under way was not finished, or all was"
+        scene.start()
         for kill in (kill_cpu_worker, kill_gpu_actor, kill_driver):
             scene.reach(scene.parts() + 3)
             kill(scene)

@@ -171,6 +171,21 @@ def test_a_part_whose_captioner_fails_is_told_and_alone_tried_again(tmp_path, ra
     assert not list((tmp_path / "out" / "failures").iterdir())
 
 
+def test_a_tar_that_cannot_be_indexed_is_told_with_its_traceback_and_the_others_go_on(tmp_path, ray_running):
+    (tmp_path / "tars" / "0.tar").mkdir(parents=True)  # the name of a tar, and no file
+    write_tar(tmp_path / "tars" / "1.tar", range(20, 40))
+    settings = settings_of(tmp_path, images="tars/{0,1}.tar")
+    assert run(settings) == 1
+    assert set(rows_in(tmp_path)) == {f"{key:06d}" for key in range(20, 40)}
+    [failure] = (tmp_path / "out" / "failures").iterdir()
+    assert failure.name.startswith("0.tar-") and "Traceback" in failure.read_text()
+    assert "IsADirectoryError" in failure.read_text()
+    (tmp_path / "tars" / "0.tar").rmdir()
+    write_tar(tmp_path / "tars" / "0.tar", range(20))
+    assert run(settings) == 0 and verified(settings) == 0
+    assert not names_in(tmp_path / "out" / "failures")
+
+
 def test_a_run_that_fails_everywhere_is_given_up(tmp_path, ray_running, capsys):
     for i in range(100):
         commit(tmp_path / "tars" / f"{i:03d}.jpg", lambda path, i=i: path.write_bytes(bytes([i])))
@@ -198,7 +213,9 @@ def test_a_run_is_stopped_between_parts_and_goes_on(tmp_path, ray_running, monke
     with monkeypatch.context() as patch:
         patch.setattr(module, "stopping", stopped)
         assert run(settings) == 1
-    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    out = tmp_path / "out"
+    assert not (out / "_SUCCESS").exists() and not names_in(out / "failures")
+    assert not names_in(out / "plan"), "a tar was indexed for nothing"
     assert run(settings) == 0 and verified(settings) == 0
 
 

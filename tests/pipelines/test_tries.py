@@ -3,12 +3,13 @@
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines.caption import Tally, caption_once
+from recap_ray.pipelines.caption import Tally, caption_once, report_failures
 from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
+from recap_ray.runs import Run
 
 pytestmark = pytest.mark.usefixtures("ray_running")  # whose nodes are watched
 
-DONE = {"part": "a", "rows": 10, "errors": 1, "times": "{}"}
+DONE = {"part": "a", "rows": 10, "errors": '{"empty": 1}', "times": "{}"}
 
 
 class Reports:
@@ -27,6 +28,7 @@ def test_failures_are_kept_with_their_reason_and_a_stop_is_none():
     tally = Tally()
     failed = [{"part": "b", FAILURE: "Traceback"}, {"part": "c", FAILURE: STOPPED}]
     assert caption_once(Reports(DONE, *failed, DONE), tally) is None
+    assert tally.counts.errors == {"empty": 2}
     assert (tally.images, tally.failures, tally.stopped) == (20, {"b": "Traceback"}, True)
 
 
@@ -52,3 +54,15 @@ def test_a_mistake_that_an_actor_met_is_raised(reports):
 def test_stopping_by_hand_is_no_accident():
     with pytest.raises(KeyboardInterrupt):
         caption_once(Reports(ending=KeyboardInterrupt()), Tally())
+
+
+def test_reasons_of_failures_stay_until_their_parts_are_tried_again(tmp_path):
+    def told(missing: set[str], **tally) -> set[str]:
+        report_failures(Run(tmp_path, "fingerprint"), Tally(**tally), missing)
+        return {path.name for path in (tmp_path / "failures").iterdir()}
+
+    containers = {"/a/0.tar": "no tar", "/b/0.tar": "no tar"}
+    first = told({"part-x", "part-y"}, failures={"part-x": "why", "part-y": "why", **containers})
+    assert len(first) == 4 and sum(name.startswith("0.tar-") for name in first) == 2
+    assert told({"part-y"}, stopped=True) == {"part-y.txt"}
+    assert told({"part-y"}) == set()
