@@ -47,6 +47,8 @@ BOTTOM = {
     "settings",
     "errors",
     "forecast",
+    "planned",
+    "counts",
     "progress",
     "stage_times",
 }
