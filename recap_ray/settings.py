@@ -326,7 +326,7 @@ class PlanSettings(CaptionerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportDecoderSettings(Settings):
+class ImportDecoderSettings(JobSettings):
     """Turn a checkpoint of ClipCap or CapDec into a decoder folder, which `caption` takes."""
 
     checkpoint: Annotated[str, "file written by torch.save: the weights of ClipCap's or CapDec's published code"]
