@@ -1,4 +1,4 @@
-"""The snippets of docs/python.md are run as they stand, one after another, but with the embedded models."""
+"""The snippets of docs/python.md and README.md are run as they stand, in order, but with the embedded models."""
 
 import re
 import shutil
@@ -28,9 +28,23 @@ def folder(built, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def snippets_of(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_snippet_of_the_first_page_does_what_it_says(folder, capsys):
+    [snippet] = snippets_of("README.md")
+    for there, here in REPLACED.items():
+        assert there in snippet
+        snippet = snippet.replace(there, here)
+    exec(snippet, {})
+    *_, caption, error = capsys.readouterr().out.splitlines()
+    assert len(caption.split()) > 2 and error.startswith("truncated: ")
+
+
 def test_the_snippets_do_what_they_say(folder, ray_running, capsys):
     names: dict = {}
-    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+    snippets = snippets_of("docs/python.md")
     assert len(snippets) == 4
     printed = []
     for snippet in snippets:
