@@ -96,7 +96,7 @@ def beside_plan(plan: Plan, took: Took) -> dict[str, Any]:
         "seconds": _beside(planned_s, took.seconds, 1),
         "images_per_second": _beside(planned_s and took.images / planned_s, took.images / took.seconds, 2),
         "unit_hours": _beside(told and told.unit_hours, unit_hours, 4),
-        "output_bytes": _beside(told and told.output_bytes, took.output_bytes, 0),
+        "output_bytes": _beside(told and round(told.output_bytes), round(took.output_bytes)),
         "bottleneck": _beside(told and told.bottleneck, took.bottleneck),
     }
     if plan.unit_hour is not None:
