@@ -305,24 +305,28 @@ class PlanSettings(CaptionerSettings):
     """Caption a sample to tell what all images will take: the bottleneck, hours, size and cost."""
 
     output: Annotated[str | None, "file for the figures as JSON, which `caption --plan` takes"] = None
-    sample: Annotated[int, "images to caption"] = 512
+    sample: Annotated[
+        int | None, "images to caption; default as many as tell how fast all actors are, such as 512 on two CPU cores, "
+        "4096 on a GPU"
+    ] = None  # fmt: skip
     count: Annotated[float | None, "images to plan for, such as 1e9; default those of --images"] = None
     gpus: Annotated[int | None, "GPUs like those here; default these"] = None
     cpus: Annotated[int | None, "without GPU: CPU cores like those here; default these"] = None
-    cpus_a_gpu: Annotated[float | None, "CPU cores beside each GPU; default as many as it takes"] = None
+    cpus_a_gpu: Annotated[float | None, "CPU cores beside each GPU; default as many as here"] = None
     gpu_hour_usd: Annotated[float | None, "price of a GPU for an hour, with the cores beside it"] = None
     cpu_hour_usd: Annotated[float | None, "without GPU: price of a core for an hour"] = None
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range, and for flags that are not the method's."""
         super().check()
-        self.require_positive("sample")
-        for name in ("count", "gpus", "cpus", "cpus_a_gpu", "gpu_hour_usd", "cpu_hour_usd"):
+        for name in ("sample", "count"):
+            self.require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        for name in ("gpus", "cpus", "cpus_a_gpu", "gpu_hour_usd", "cpu_hour_usd"):
             self.require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportDecoderSettings(Settings):
+class ImportDecoderSettings(JobSettings):
     """Turn a checkpoint of ClipCap or CapDec into a decoder folder, which `caption` takes."""
 
     checkpoint: Annotated[str, "file written by torch.save: the weights of ClipCap's or CapDec's published code"]

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 LOADING = ("read", "decode")  # in tasks of their own
@@ -58,10 +59,30 @@ class StageClock:
         return json.dumps({"seconds": self.seconds, "left_at": time.time()})
 
 
-def summarise_times(total: StageClock, images: int, actors: int) -> dict[str, Any]:
+@dataclass
+class RunTimes:
+    """The seconds of all parts of a run together, and again without each actor's first part, which tells when its
+    models were ready but not how fast they are: a GPU records its graphs in it."""
+
+    images: int = 0
+    total: StageClock = field(default_factory=StageClock)
+    warm_images: int = 0
+    warm: StageClock = field(default_factory=StageClock)
+
+    def add(self, part: StageClock, rows: int) -> None:
+        """Adds a part."""
+        self.images += rows
+        self.total.add(part)
+        if "actors" in part.seconds:  # an actor waited for it, however short: there was one before
+            self.warm_images += rows
+            self.warm.add(part)
+
+
+def summarise_times(run: RunTimes, actors: int) -> dict[str, Any]:
     """What summary.json tells of the seconds of all parts together: busy and waiting times, and the bottleneck."""
-    seconds = total.seconds
-    busy = {name: round(seconds[name], 3) for name in STAGES}
+    images, seconds = run.images, run.total.seconds
+    busy = _busy(run.total)
+    warm = {"images": run.warm_images, "busy_seconds": _busy(run.warm)} if run.warm_images else None
     at_work = sum(seconds[name] for name in CAPTIONING)
     starved = seconds["actors"] > STARVED * (at_work + seconds["actors"])
     bottleneck = max(LOADING if starved else CAPTIONING, key=lambda name: seconds[name])
@@ -74,7 +95,12 @@ def summarise_times(total: StageClock, images: int, actors: int) -> dict[str, An
         "model_actors": actors,
         "model_actors_busy": round(at_work / max(at_work + seconds["actors"], 1e-9), 3),
         "bottleneck": bottleneck,
+        "warm": warm,  # without each actor's first part
     }
+
+
+def _busy(clock: StageClock) -> dict[str, float]:
+    return {name: round(clock.seconds[name], 3) for name in STAGES}
 
 
 def times_table(times: dict[str, Any]) -> str:

@@ -49,6 +49,8 @@ BOTTOM = {
     "errors",
     "key_sums",
     "forecast",
+    "planned",
+    "counts",
     "progress",
     "stage_times",
 }

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from recap_ray.stage_times import StageClock, summarise_times, times_table
+from recap_ray.stage_times import RunTimes, StageClock, summarise_times, times_table
 
 
 def clock_of(**seconds: float) -> StageClock:
@@ -38,10 +38,10 @@ def test_a_clock_behind_the_one_before_counts_no_negative_wait(monkeypatch):
     "starved, unwritten, expected", [(1.0, 0.5, "generate"), (30.0, 0.5, "decode"), (30.0, 90.0, "write")]
 )
 def test_the_bottleneck_is_on_the_side_that_does_not_wait(starved, unwritten, expected):
-    total = StageClock()
-    total.add(clock_of(read=1.0, decode=15.0, embed=5.0, generate=30.0))
-    total.add(clock_of(generate=10.0, score=5.0, write=0.5, actors=starved, captioned=unwritten))
-    times = summarise_times(total, images=100, actors=2)
+    run = RunTimes()
+    run.add(clock_of(read=1.0, decode=15.0, embed=5.0, generate=30.0), rows=60)
+    run.add(clock_of(generate=10.0, score=5.0, write=0.5, actors=starved, captioned=unwritten), rows=40)
+    times = summarise_times(run, actors=2)
     assert times["bottleneck"] == expected
     assert times["images_per_second_of_one_worker"]["generate"] == 2.5
     assert times["model_actors_busy"] == pytest.approx(50 / (50 + starved), abs=1e-3)
@@ -50,5 +50,17 @@ def test_the_bottleneck_is_on_the_side_that_does_not_wait(starved, unwritten, ex
     assert f"actors for the next part {starved:.1f} s" in lines[-1]
 
 
+def test_an_actors_first_part_is_told_from_those_it_was_warm_for():
+    run = RunTimes()
+    run.add(clock_of(decode=1.0, generate=30.0), rows=16)
+    assert summarise_times(run, actors=1)["warm"] is None
+    run.add(clock_of(decode=1.0, generate=2.0, actors=0.0), rows=10)
+    times = summarise_times(run, actors=1)
+    assert times["busy_seconds"]["generate"] == 32 and times["busy_seconds"]["decode"] == 2
+    assert times["warm"]["images"] == 10 and times["warm"]["busy_seconds"]["generate"] == 2
+
+
 def test_a_session_of_nothing_but_errors_has_a_table_too():
-    assert "decode" in times_table(summarise_times(clock_of(read=0.1), images=3, actors=1))
+    run = RunTimes()
+    run.add(clock_of(read=0.1), rows=3)
+    assert "decode" in times_table(summarise_times(run, actors=1))

@@ -73,23 +73,25 @@ def train_clip(output: Path, steps: int, seed: int, pictures: int = PICTURES) ->
 def learn(model: CLIP, tokenizer: Any, data: Pictures, steps: int, rng: random.Random) -> None:
     """Train both towers for `steps` batches."""
     optimizer, schedule = make_optimizer(model, steps, peak=PEAK_RATE)
-    progress = Progress("tiny CLIP", steps, "steps")
-    for _ in range(steps):
-        groups = rng.sample(range(len(data.scenes) // GROUP), min(BATCH, len(data.scenes)) // GROUP)
-        rows = [group * GROUP + i for group in groups for i in range(GROUP)]
-        scenes = [data.scenes[row] for row in rows]
-        told = [describe(scene, rng) for scene in scenes]
-        prefixed = [PREFIX + text if rng.random() < 0.15 else text for text in told]
-        tokens = tokenizer(prefixed, padding=True, return_tensors="pt")["input_ids"]
-        embedded = encode_text(model, tokens)
-        images = disturb(to_tensor(data.pixels[rows]))
-        scale = model.logit_scale.clamp(max=np.log(100)).exp()
-        loss = contrastive_loss(model.encode_image(images, normalize=True), embedded, scale, true_pairs(scenes, told))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        progress.update(1, note=f"loss {loss.item():.3f}")
+    with Progress("tiny CLIP", steps, "steps") as progress:
+        for _ in range(steps):
+            groups = rng.sample(range(len(data.scenes) // GROUP), min(BATCH, len(data.scenes)) // GROUP)
+            rows = [group * GROUP + i for group in groups for i in range(GROUP)]
+            scenes = [data.scenes[row] for row in rows]
+            told = [describe(scene, rng) for scene in scenes]
+            prefixed = [PREFIX + text if rng.random() < 0.15 else text for text in told]
+            tokens = tokenizer(prefixed, padding=True, return_tensors="pt")["input_ids"]
+            embedded = encode_text(model, tokens)
+            images = disturb(to_tensor(data.pixels[rows]))
+            scale = model.logit_scale.clamp(max=np.log(100)).exp()
+            loss = contrastive_loss(
+                model.encode_image(images, normalize=True), embedded, scale, true_pairs(scenes, told)
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress.update(1, note=f"loss {loss.item():.3f}")
 
 
 def draw_pictures(groups: int, seed: int) -> Pictures:

@@ -54,12 +54,12 @@ def read_checkpoint(path: str, heads: int | None = None, mapper_heads: int = 8) 
 
 def read_state(path: str) -> State:
     """The state dict in a file of torch.save, on the CPU; nothing but tensors is loaded, and no code run."""
-    require_file(path, "--checkpoint", "written by torch.save")
+    file = require_file(path, "--checkpoint", "written by torch.save")
     try:
         with warnings.catch_warnings():  # about odd pickles, which are refused just below
             warnings.simplefilter("ignore")
             # Files of torch before 1.6 are no zip archives, and cannot be mapped.
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch and pickle raise many kinds, and their advice is to let the code run
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it asks for {asked[1]}, and only tensors are read" if asked else "it is damaged, or something else"

@@ -34,6 +34,11 @@ SLOTS_IN_A_BATCH = {"cpu": 128, "cuda": 2048}
 SHARE_OF_FREE_MEMORY = 0.15  # see caption_index/nearest.py
 
 
+def prompts_in_a_batch(device: str, slots: int) -> int:
+    """How many prompts with so many slots each are written together on a device, cpu or cuda, if memory allows."""
+    return max(FEWEST_ROWS, _power_of_two(SLOTS_IN_A_BATCH[device] // slots))
+
+
 def language_model_identity(name: str) -> str:
     """Equal for equal models: a folder by the digest of its files, anything else by its name on the hub."""
     folder = Path(language_model_path(name)).expanduser()
@@ -128,8 +133,8 @@ class LanguageModel:
 
     def _cut(self, lengths: list[int], decoding: Decoding) -> Iterator[list[int]]:
         tokens = max(lengths, default=0) + LANES + decoding.slots * decoding.max_new_tokens  # of a prompt
-        size = max(FEWEST_ROWS, min(SLOTS_IN_A_BATCH[self.device.type] // decoding.slots, self.room // tokens))
-        size = 1 << (size.bit_length() - 1)
+        size = min(prompts_in_a_batch(self.device.type, decoding.slots), _power_of_two(self.room // tokens))
+        size = max(FEWEST_ROWS, size)
         by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # the largest first, which takes the memory
         for start in range(0, len(by_length), size):
             batch = by_length[start : start + size]
@@ -158,6 +163,11 @@ class LanguageModel:
         stops = [any(stop in text for stop in STOPS) for text in texts] + [True] * (size - len(texts))
         stops[self.end] = True
         return torch.tensor(stops, device=self.device)
+
+
+def _power_of_two(count: int) -> int:
+    """The largest one that is at most so much; 0 of 0."""
+    return 1 << (count.bit_length() - 1) if count else 0
 
 
 def _filled(count: int, static: bool) -> int:

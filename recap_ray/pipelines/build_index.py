@@ -89,11 +89,11 @@ def build_index(settings: BuildIndexSettings) -> int:
     index = IndexCard(run.folder, card.identity, card.embed_dim, rows, len(shard_rows), "", layout.type, layout.nlist)
     recall: dict[str, Any] | None = None
     todo = [n for n in range(len(shard_rows)) if not vectors_path(run.folder, n).exists()]
-    progress = Progress("build-index", rows, "captions", rows - sum(shard_rows[n] for n in todo))
+    done = rows - sum(shard_rows[n] for n in todo)
     with ray_session(settings) if todo or layout.type != FLAT else nullcontext():
-        for report in embed_shards(todo, run.folder, card, compute).iter_rows() if todo else ():
-            progress.update(report["rows"])
-        progress.finish()
+        with Progress("build-index", rows, "captions", done) as progress:
+            for report in embed_shards(todo, run.folder, card, compute).iter_rows() if todo else ():
+                progress.update(report["rows"])
         if layout.type != FLAT:
             fill_lists(run.folder, shard_rows, layout)
             index, recall = measure_recall(index, settings.recall or base.recall or RECALL)

@@ -26,24 +26,25 @@ from ray.data import DataContext
 from recap_ray.captioners import Captioner, make_captioner
 from recap_ray.counts import Counts, count_all
 from recap_ray.errors import UserError, first_line
-from recap_ray.forecast import beside_plan
+from recap_ray.forecast import Workers
 from recap_ray.images import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Container, Input, find_input
 from recap_ray.inputs.planning import compare_containers, estimate_rows, plan_files
 from recap_ray.packs import finish_packs, unpack
 from recap_ray.parts import Part, finished_parts, parts_of, plans_in
 from recap_ray.pipelines.caption_stages import CaptionStages
-from recap_ray.pipelines.cluster import mistake_within, model_actors, ray_session
+from recap_ray.pipelines.cluster import mistake_within, model_actors, ray_session, workers_of
 from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
 from recap_ray.pipelines.index_search import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
 from recap_ray.pipelines.part_stages import STOP_FILE
 from recap_ray.pipelines.stalls import Stalled, noticing_stalls
+from recap_ray.planned import Plan, Took, beside_plan, read_plan
 from recap_ray.progress import Progress
 from recap_ray.runs import Run, open_run, read_json
 from recap_ray.settings import CaptionSettings
-from recap_ray.stage_times import StageClock, summarise_times, times_table
-from recap_ray.storage import commit, names_in, remove_leftovers, storage_path
+from recap_ray.stage_times import RunTimes, StageClock, summarise_times, times_table
+from recap_ray.storage import commit, names_in, remove_leftovers, sizes_in, storage_path
 
 PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
 
@@ -66,7 +67,7 @@ def caption_with(
     captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels, found: Input | None = None
 ) -> int:
     """As `caption`, with any captioner and any decoder of pictures, and of what --images names what was `found`."""
-    planned = read_json(settings.plan, "--plan") if settings.plan else None
+    plan = read_plan(settings.plan) if settings.plan else None
     found = found or find_input(settings.images)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     absolute = {name: str(storage_path(path, f"--{name}")) for name in PATHS if (path := getattr(settings, name))}
@@ -75,15 +76,14 @@ def caption_with(
     tally = Tally()
     with run.at_work(tally.state):
         work = find_work(run, found, settings)
-        tally.progress = work.progress()
-        if work.containers:
-            tally.recount = lambda: estimate_rows(found.containers, plans_in(run.folder / "plan"))
-        if work:
-            run.reopen()
-            loader = ImageLoader(captioner.preparer, limits, decoder)
-            caption_all(partial(open_stages, run, loader, captioner, settings), work, tally)
-        tally.progress.finish()
-        return finish(run, tally, settings.max_error_rate, planned)
+        with work.progress() as tally.progress:
+            if work.containers:
+                tally.recount = lambda: estimate_rows(found.containers, plans_in(run.folder / "plan"))
+            if work:
+                run.reopen()
+                loader = ImageLoader(captioner.preparer, limits, decoder)
+                caption_all(partial(open_stages, run, loader, captioner, settings), work, tally)
+        return finish(run, tally, settings, plan)
 
 
 @dataclass
@@ -162,11 +162,12 @@ class Tally:
     """What the reports of parts add up to in this session."""
 
     progress: Progress | None = None  # known when there is work
-    times: StageClock = field(default_factory=StageClock)
+    times: RunTimes = field(default_factory=RunTimes)
     counts: Counts = field(default_factory=Counts)
     failures: dict[str, str] = field(default_factory=dict)  # part -> why, at its last try
     stopped: bool = False
     actors: int = 0
+    workers: Workers | None = None  # that were there at the end of the last try
     recount: Callable[[], tuple[int, bool] | None] | None = None  # images there are, and whether that is exact
     recount_s: float = RECOUNT_S
     first_s: float = 0.0  # seconds until the first part was done: models have to be loaded
@@ -175,11 +176,11 @@ class Tally:
         """Adds the report of a captioned part."""
         times, errors = StageClock(report["times"]), json.loads(report["errors"])
         self.counts.add(report["rows"], errors, times.seconds)
-        self.times.add(times)
+        self.times.add(times, report["rows"])
         if self.progress:
             self.first_s = self.first_s or self.progress.seconds
             self._recount(self.progress)
-            slowest = summarise_times(self.times, self.images, self.actors)["bottleneck"]
+            slowest = summarise_times(self.times, self.actors)["bottleneck"]
             self.progress.update(report["rows"], sum(errors.values()), f"{slowest} is the bottleneck")
 
     @property
@@ -224,6 +225,7 @@ def caption_all(opened: Callable[[Work], AbstractContextManager[CaptionStages]],
         with opened(work) as stages:
             tally.actors = stages.actors.most
             accident = caption_once(stages.chain(work.parts, work.containers, isolated=tried > 0), tally)
+            tally.workers = workers_of(stages.actors)
         if tally.stopped:
             break
         stalled = isinstance(accident, Stalled)
@@ -319,7 +321,7 @@ def stopping(stop_file: Path) -> Iterator[Path]:
         stop_file.unlink(missing_ok=True)
 
 
-def finish(run: Run, tally: Tally, max_error_rate: float, plan: Mapping[str, Any] | None = None) -> int:
+def finish(run: Run, tally: Tally, settings: CaptionSettings, plan: Plan | None = None) -> int:
     """Writes summary.json, with the figures of a plan if there is one, and _SUCCESS if every part is there; gives the
     exit code."""
     finished = finished_parts(run.folder / "captions")
@@ -334,11 +336,13 @@ def finish(run: Run, tally: Tally, max_error_rate: float, plan: Mapping[str, Any
             "seconds_to_first_part": round(tally.first_s, 1),
             "images_per_second": round(progress.rate, 2),
         }
-        times = summarise_times(tally.times, tally.images, tally.actors)
+        times = summarise_times(tally.times, tally.actors)
         summary |= {**rate, "stages": times}
         summary.pop("planned", None)
-        if plan:
-            summary["planned"] = beside_plan(plan, tally.images, progress.seconds)
+        if plan and tally.workers:
+            written = output_bytes(run.folder) * tally.images / summary["images"]  # earlier sessions wrote the others
+            took = (tally.images, progress.seconds, settings.part_rows, written, times["bottleneck"], tally.workers)
+            summary["planned"] = beside_plan(plan, Took(*took))
         print(times_table(times))
     if summary != before:
         run.write("summary.json", summary)
@@ -355,10 +359,15 @@ def finish(run: Run, tally: Tally, max_error_rate: float, plan: Mapping[str, Any
         print(f"{failed}{f', {left:,} were not reached' if left else ''}; the same command tries only those again")
         return 1
     run.succeed()
-    if errors > max_error_rate * summary["images"]:
-        print(f"more errors than --max-error-rate {max_error_rate} allows")
+    if errors > settings.max_error_rate * summary["images"]:
+        print(f"more errors than --max-error-rate {settings.max_error_rate} allows")
         return 1
     return 0
+
+
+def output_bytes(folder: Path) -> int:
+    """Of all files that grow with the images."""
+    return sum(sum(sizes_in(folder / name).values()) for name in ("plan", "captions", "reports"))
 
 
 def report_failures(run: Run, tally: Tally, missing: Collection[str]) -> None:

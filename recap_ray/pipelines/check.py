@@ -92,12 +92,11 @@ def profile_of(files: list[Path], images: int, part_rows: int) -> Profile:
     chosen = spread_parts(files, min(FILES, images))
     parts = sum(map(len, chosen.values()))
     share = min(1.0, images / (parts * part_rows))  # of each part, so that every row has the same chance
-    progress = Progress("check", parts, "parts")
     found: list[Measured] = []
-    for measured in ask_for_each(lambda file: measure(file, chosen[file], share), chosen):
-        found += measured
-        progress.update(len(measured))
-    progress.finish()
+    with Progress("check", parts, "parts") as progress:
+        for measured in ask_for_each(lambda file: measure(file, chosen[file], share), chosen):
+            found += measured
+            progress.update(len(measured))
     return Profile.of(found)
 
 

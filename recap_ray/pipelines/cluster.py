@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import warnings
@@ -17,6 +18,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from recap_ray.errors import UserError
+from recap_ray.forecast import Workers
 from recap_ray.settings import RaySettings
 from recap_ray.storage import storage_options, use_storage_options
 
@@ -133,7 +135,7 @@ def model_actors(asked: tuple[int, int] | None, device: str, parts: int) -> Mode
         asked = (1, parts)  # GPUs that are to come
     if asked and asked[0] < asked[1]:
         return ModelActors(min(asked[0], parts), min(asked[1], parts), 1 / ACTORS_A_GPU if on_gpus else 0)
-    room = max(1, int((_resource("CPU") - 1) / CPU_SHARE))
+    room = _room()
     if asked and asked[0] > room:  # without a CPU left for the stages around it nothing would ever move
         raise UserError(
             f"--gpu-actors {asked[0]}: {_resource('CPU'):g} CPUs have room for at most {room} beside the other stages; "
@@ -191,6 +193,11 @@ def cpu_stage() -> dict[str, Any]:
     return {"batch_size": None, "num_cpus": min(1.0, _resource("CPU") / 4 or 1.0), "max_retries": 1}
 
 
+def _room() -> int:
+    """How many actors the CPUs have room for beside the other stages."""
+    return max(1, int((_resource("CPU") - 1) / CPU_SHARE))
+
+
 def _resource(name: str) -> float:
     """How much of it the nodes that are there have together."""
     return float(ray.cluster_resources().get(name, 0))
@@ -199,6 +206,16 @@ def _resource(name: str) -> float:
 def machine_counts() -> tuple[int, int]:
     """CPUs and GPUs of the nodes that are there."""
     return int(_resource("CPU")), int(_resource("GPU"))
+
+
+def workers_of(actors: ModelActors) -> Workers:
+    """What these actors run on, by the nodes that are there now: where they wait for a cluster to grow, fewer of them
+    than there may be at most."""
+    cpus, gpus = _resource("CPU"), _resource("GPU")
+    if not actors.gpu_share:
+        return Workers(min(actors.most, _room()), 0, cpus)
+    there = max(1, min(actors.most, int(gpus / actors.gpu_share)))
+    return Workers(there, math.ceil(there * actors.gpu_share), cpus)
 
 
 def light_stage() -> dict[str, Any]:

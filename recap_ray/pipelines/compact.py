@@ -47,12 +47,11 @@ def compact(settings: CompactSettings) -> int:
         sizes = finish_packs(captions)
         packs = group_parts(sizes, settings.target_mb * 2**20)
         count = sum(len(pack.parts) for pack in packs)
-        progress = Progress("compact", count, "parts")
-        if packs:
-            with ray_session(settings):
-                for merged in merge_all(Packer(captions, run["fingerprint"]), packs):
-                    progress.update(merged)
-        progress.finish()
+        with Progress("compact", count, "parts") as progress:
+            if packs:
+                with ray_session(settings):
+                    for merged in merge_all(Packer(captions, run["fingerprint"]), packs):
+                        progress.update(merged)
     print(f"{count:,} parts merged into {len(packs):,} files, {len(sizes) - count:,} left as they are: {captions}")
     return 0
 

@@ -84,11 +84,10 @@ def embed(
                 **model_stage(compute.device, len(parts)),
             )
         )
-        progress = Progress("CLIP", len(images) + len(distinct), "images and texts")
-        for part in embedded.iter_batches(batch_size=None, batch_format="numpy"):
-            (of_images if part["of_images"][0] else of_texts)[part["row"]] = part["embedding"]
-            progress.update(len(part["row"]), int((part["error"] != "").sum()))
-        progress.finish()
+        with Progress("CLIP", len(images) + len(distinct), "images and texts") as progress:
+            for part in embedded.iter_batches(batch_size=None, batch_format="numpy"):
+                (of_images if part["of_images"][0] else of_texts)[part["row"]] = part["embedding"]
+                progress.update(len(part["row"]), int((part["error"] != "").sum()))
     return Embedded(_places(images), of_images), Embedded(_places(distinct), of_texts)
 
 

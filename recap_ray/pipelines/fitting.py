@@ -41,16 +41,15 @@ def gather_embeddings(file: EmbeddingsFile, settings: FitAlignmentSettings) -> G
     images = file.rows * len(set(first_names)) // len(first.texts)  # an estimate: the rest shows only in reading
     summing = Summing.of(images, file.rows, file.dim, settings)
     collected = Collector(summing)
-    progress = Progress("fit-alignment", file.rows, "pairs")
     seen: set[int] = set()  # the rows of an image need not follow each other
-    for pairs, names in chain([(first, first_names)], blocks):
-        started = monotonic()
-        for number, fold in summing(pairs, names).items():
-            collected.add(number, fold)
-        collected.seconds += monotonic() - started
-        seen.update(map(hash, names))
-        progress.update(len(pairs.texts))
-    progress.finish()
+    with Progress("fit-alignment", file.rows, "pairs") as progress:
+        for pairs, names in chain([(first, first_names)], blocks):
+            started = monotonic()
+            for number, fold in summing(pairs, names).items():
+                collected.add(number, fold)
+            collected.seconds += monotonic() - started
+            seen.update(map(hash, names))
+            progress.update(len(pairs.texts))
     collected.images = len(seen)
     return collected.gathered()
 

@@ -1,14 +1,16 @@
 """Import a checkpoint of ClipCap or CapDec: read, checked against its CLIP and tokenizer, written as a decoder folder.
 
-The folder (models/decoder_card.py) appears whole or not at all. No hub is asked for weights; the tokenizer comes from
-one if it is given by a name.
+The folder (models/decoder_card.py) appears whole or not at all; on a store its card does, last of all files. No hub is
+asked for weights; the tokenizer comes from one if it is given by a name.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from transformers import AutoTokenizer
 from recap_ray.errors import UserError
 from recap_ray.models.checkpoint_import import Checkpoint, read_checkpoint
 from recap_ray.models.clip import ClipCard
-from recap_ray.models.decoder_card import MAPPER_WEIGHTS, DecoderCard
+from recap_ray.models.decoder_card import CARD, MAPPER_WEIGHTS, DecoderCard
 from recap_ray.models.device import load_errors
 from recap_ray.models.language_model import language_model_identity
-from recap_ray.models.names import LANGUAGE_MODEL_ALIASES
+from recap_ray.models.names import language_model_path
 from recap_ray.runs import file_digest, output_folder
 from recap_ray.settings import ImportDecoderSettings
+from recap_ray.storage import commit, fetched, is_remote, names_in
 
 # Vocabularies are filled up to multiples of at most so many with rows that no token has.
 FILLED_TO = 128
@@ -34,7 +37,7 @@ def import_decoder(settings: ImportDecoderSettings) -> int:
     settings = settings.resolved()
     assert settings.method and settings.clip and settings.normalise is not None
     output = output_folder(settings.output)
-    if output.is_dir() and any(output.iterdir()):
+    if names_in(output):
         raise UserError(f"--output {settings.output} is not empty: name a new folder")
     clip = ClipCard.of(settings.clip)
     checkpoint = read_checkpoint(settings.checkpoint, settings.heads, settings.mapper_heads)
@@ -48,9 +51,10 @@ def import_decoder(settings: ImportDecoderSettings) -> int:
     card = DecoderCard(
         settings.method, clip.identity, clip.embed_dim, settings.normalise, offset=False, mapper=checkpoint.shape
     )
+    file = fetched(settings.checkpoint, "--checkpoint")
     made_by = {
         "job": "import-decoder",
-        "checkpoint": f"{Path(settings.checkpoint).name}@{file_digest(settings.checkpoint)}",
+        "checkpoint": f"{Path(settings.checkpoint).name}@{file_digest(file)}",
         "preset": settings.preset,
         "tokenizer": language_model_identity(settings.tokenizer),
     }
@@ -66,8 +70,9 @@ def import_decoder(settings: ImportDecoderSettings) -> int:
 
 def fitting_tokenizer(name: str, vocabulary: int) -> Any:
     """The tokenizer of a model with so many tokens; raises UserError if it cannot be loaded or is another's."""
+    path = language_model_path(name, "--tokenizer")
     with load_errors("--tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(LANGUAGE_MODEL_ALIASES.get(name, name), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if tokenizer.eos_token_id is None:
             raise ValueError("it has no end token")
     if not 0 <= vocabulary - len(tokenizer) < FILLED_TO:
@@ -80,18 +85,34 @@ def fitting_tokenizer(name: str, vocabulary: int) -> Any:
 
 @contextmanager
 def whole_folder(output: Path, given: str) -> Iterator[Path]:
-    """A new folder to fill, which becomes `output` if nothing is raised; `given` is how the user named it."""
+    """A new folder on this machine to fill, which becomes `output` if nothing is raised; `given` is how the user named
+    it."""
+    try:
+        with _folder_to_upload(output) if is_remote(output) else _folder_to_rename(output) as folder:
+            yield folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--output {given} cannot be written ({reason}): name another folder") from None
+
+
+@contextmanager
+def _folder_to_rename(output: Path) -> Iterator[Path]:
     fresh = output.with_name(f".{output.name}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)  # of an import that was killed
         fresh.mkdir(parents=True)
         yield fresh
         fresh.rename(output)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"--output {given} cannot be written ({reason}): name another folder") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def _folder_to_upload(output: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+        for path in sorted(Path(name).iterdir(), key=lambda path: path.name == CARD):
+            commit(output / path.name, partial(shutil.copyfile, path))
 
 
 def described(card: DecoderCard, checkpoint: Checkpoint) -> str:

@@ -35,8 +35,7 @@ def gather_pairs(pairs: pa.Table, card: ClipCard, settings: FitAlignmentSettings
     parts = [part for fold in by_fold for part in slices(fold, settings.part_rows)]
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     collected = Collector(summing)
-    progress = Progress("fit-alignment", len(pairs), "images")
-    with ray_session(settings):
+    with Progress("fit-alignment", len(pairs), "images") as progress, ray_session(settings):
         rows = embed_pairs(parts, card, Compute(settings.device, settings.precision), limits).map_batches(
             SumUp(summing, settings.clip), batch_format="numpy", **light_stage()
         )
@@ -49,5 +48,4 @@ def gather_pairs(pairs: pa.Table, card: ClipCard, settings: FitAlignmentSettings
                 fold = Fold(Moments.from_bytes(row["moments"]), EmbeddedPairs.from_bytes(row["held_out"]))
                 collected.add(row["fold"], fold)
             progress.update(row["rows"], bad.total())
-    progress.finish()
     return collected.gathered()

@@ -59,18 +59,16 @@ def _comparison(settings: ReportSettings, folders: tuple[str, str]) -> tuple[int
 
 def with_thumbnails(tables: list[pa.Table], run: dict[str, Any], settings: ReportSettings) -> Rows:
     """The rows with one more item, `thumbnail`, made by Ray's workers."""
-    progress = Progress("report", sum(map(len, tables)), "pictures")
     limits = ImageLimits(run["settings"]["max_image_bytes"], run["settings"]["max_image_pixels"])
     blocks = [table.slice(first, BLOCK_ROWS) for table in tables for first in range(0, len(table), BLOCK_ROWS)]
     rows: Rows = []
-    with ray_session(settings):
+    with Progress("report", sum(map(len, tables)), "pictures") as progress, ray_session(settings):
         chain = ray.data.from_arrow(blocks).map_batches(
             add_thumbnails, fn_args=(limits,), batch_format="pyarrow", **cpu_stage()
         )
         for row in chain.iter_rows():
             rows.append(row)
             progress.update(1, int(row["error"] is not None))
-    progress.finish()
     return rows
 
 

@@ -181,13 +181,11 @@ def _embed(
     remove_leftovers(folder)
     done = finished_parts(folder)
     todo = [part for part in parts if part.name not in done]
-    progress = Progress("CLIP", sum(p.rows for p in parts), "images" if of_images else "captions",
-                        sum(p.rows for p in parts if p.name in done))  # fmt: skip
-    if todo:
-        compute = Compute(settings.device, settings.precision)
-        for report in embed_examples(todo, card, compute, limits, of_images, folder).iter_rows():
+    rows, unit = sum(part.rows for part in parts), "images" if of_images else "captions"
+    compute = Compute(settings.device, settings.precision)
+    with Progress("CLIP", rows, unit, rows - sum(part.rows for part in todo)) as progress:
+        for report in embed_examples(todo, card, compute, limits, of_images, folder).iter_rows() if todo else ():
             progress.update(report["rows"], report["errors"])
-    progress.finish()
 
 
 # --- the workers ---
@@ -231,7 +229,7 @@ def _fit(plan: Plan, steps: int) -> None:
     shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; ours are the checkpoint
     progress = Progress("train-decoder", steps, "steps", read_standing(plan.folder).step)
     try:
-        with _shown(plan.folder / LOG, progress):
+        with progress, _shown(plan.folder / LOG, progress):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         if found := re.findall(r"recap_ray\.errors\.UserError: (.*)", str(error)):
@@ -239,7 +237,6 @@ def _fit(plan: Plan, steps: int) -> None:
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    progress.finish()
 
 
 def _work(config: dict[str, Any]) -> None:

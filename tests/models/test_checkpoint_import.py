@@ -48,6 +48,30 @@ def imported(folder: Path, state: dict, *flags: str, **how) -> Path:
     return output
 
 
+def test_checkpoint_tokenizer_and_decoder_may_lie_on_a_store(s3, tmp_path):
+    import fsspec
+
+    shapes, _, gpt2, flags = WORLDS["mlp"]
+    torch.save(published_state(shapes, gpt2), tmp_path / "checkpoint.pt")
+    store = fsspec.filesystem("s3")
+    store.put_file(str(tmp_path / "checkpoint.pt"), "bucket/import/checkpoint.pt")
+    output = f"{s3}/import/decoder"
+    given = ["--checkpoint", f"{s3}/import/checkpoint.pt", "--output", output, *CLIPCAP, *flags, "--quiet"]
+    assert run(["import-decoder", *given]) == 0
+    here = imported(tmp_path, published_state(shapes, gpt2), *flags)
+    names = [path.rsplit("/", 1)[-1] for path in store.ls("bucket/import/decoder", refresh=True, detail=False)]
+    assert sorted(names) == sorted(path.name for path in here.iterdir())
+    assert store.cat_file("bucket/import/decoder/decoder.json") == (here / "decoder.json").read_bytes()
+    captioner = make_captioner(
+        CaptionSettings(images="", output="", method="clipcap", clip="tiny", decoder=output, max_new_tokens=STEPS)
+    )
+    captioner.load()
+    again = [*given[:-1], "--tokenizer", output]  # the tokenizer that came with it
+    assert run(["import-decoder", *again]) == 2  # not empty
+    again[again.index(output)] = f"{s3}/import/again"
+    assert run(["import-decoder", *again]) == 0
+
+
 @pytest.fixture(scope="module", params=list(WORLDS))
 def world(request, tmp_path_factory):
     """The weights as published, the GPT-2 that they were made of, and the captioner that was imported from them."""

@@ -3,6 +3,7 @@
 import pytest
 
 from recap_ray.errors import UserError
+from recap_ray.forecast import Workers
 from recap_ray.pipelines import cluster
 from recap_ray.pipelines.cluster import ModelActors, model_actors
 from recap_ray.settings import RaySettings
@@ -82,3 +83,19 @@ def test_more_actors_than_there_is_room_for_are_refused(monkeypatch):
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(UserError, match="--gpu-actors 9: 2 CPUs have room for at most 4 .* give a range, 1:9"):
         model_actors((9, 9), "cpu", 99)
+
+
+@pytest.mark.parametrize(
+    "actors, there, expected",
+    [
+        (cluster.ModelActors(2, 2, 0), {"CPU": 2}, Workers(2, 0, 2)),
+        (cluster.ModelActors(1, 64, 0), {"CPU": 3}, Workers(8, 0, 3)),  # quarters of the CPUs that are left
+        (cluster.ModelActors(16, 16, 0.5), {"CPU": 128, "GPU": 8}, Workers(16, 8, 128)),
+        (cluster.ModelActors(3, 3, 0.5), {"CPU": 32, "GPU": 2}, Workers(3, 2, 32)),
+        (cluster.ModelActors(1, 64, 0.5), {"CPU": 32, "GPU": 2}, Workers(4, 2, 32)),  # it has not grown
+        (cluster.ModelActors(1, 64, 0.5), {"CPU": 4}, Workers(1, 1, 4)),  # and has shrunk again
+    ],
+)
+def test_a_run_has_the_workers_that_its_nodes_have_room_for(monkeypatch, actors, there, expected):
+    monkeypatch.setattr(cluster, "_resource", lambda name: float(there.get(name, 0)))
+    assert cluster.workers_of(actors) == expected
