@@ -50,7 +50,6 @@ BOTTOM = {
     "key_sums",
     "forecast",
     "planned",
-    "counts",
     "progress",
     "stage_times",
 }

@@ -76,7 +76,7 @@ RANGES = [
     (FitAlignmentSettings, "held_out", 0, "at least 1"),
     (ImportDecoderSettings, "heads", 0, "at least 1"),
     (ImportDecoderSettings, "mapper_heads", 0, "at least 1"),
-    (PlanSettings, "count", 0.0, "above 0"),
+    (PlanSettings, "count", 0.3, "at least 1"),
     (PlanSettings, "cpu_hour_usd", -1.0, "above 0"),
     (PlanSettings, "cpus", 0, "above 0"),
     (PlanSettings, "cpus_a_gpu", 0.0, "above 0"),

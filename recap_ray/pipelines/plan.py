@@ -13,7 +13,8 @@ from recap_ray.forecast import Measured, Workers, describe, forecast
 from recap_ray.inputs.finding import find_input
 from recap_ray.inputs.sampling import Sample, sample_input
 from recap_ray.models.language_model import prompts_in_a_batch
-from recap_ray.pipelines.caption import caption_with, output_bytes
+from recap_ray.pipelines.caption import caption_with
+from recap_ray.pipelines.caption_tally import output_bytes
 from recap_ray.pipelines.cluster import machine_counts, model_actors, ray_session, workers_of
 from recap_ray.runs import output_file, read_json, write_json
 from recap_ray.settings import CaptionerSettings, CaptionSettings, PlanSettings

@@ -15,8 +15,9 @@ from recap_ray.images import ImageLimits
 from recap_ray.inputs.finding import Container, find_input
 from recap_ray.outputs import read_rows
 from recap_ray.parts import Part
-from recap_ray.pipelines.caption import Work, caption_with
+from recap_ray.pipelines.caption import caption_with
 from recap_ray.pipelines.caption_stages import CaptionStages
+from recap_ray.pipelines.caption_work import Work
 from recap_ray.pipelines.cluster import ModelActors
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.verify import verify

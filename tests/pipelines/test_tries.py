@@ -3,7 +3,8 @@
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines.caption import Tally, caption_once, report_failures
+from recap_ray.pipelines.caption import caption_once
+from recap_ray.pipelines.caption_tally import Tally, report_failures
 from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
 from recap_ray.runs import Run
 
