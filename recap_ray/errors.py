@@ -38,5 +38,8 @@ class ImageError(RecapRayError):
     """One image cannot be captioned; `code` is one of schema.ERROR_CODES."""
 
     def __init__(self, code: str, message: str):
-        super().__init__(f"{code}: {message}")
+        super().__init__(code, message)  # as given: it is pickled on its way out of a child process
         self.code = code
+
+    def __str__(self) -> str:
+        return "{}: {}".format(*self.args)

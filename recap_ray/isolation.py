@@ -24,7 +24,7 @@ class IsolatedCalls:
     def __call__(self, *arguments: Any) -> Any:
         """What the function returns, or the ImageError that it raises; raises ImageError (decoder_crashed,
         decoder_hung) if the child dies, or is not done in time."""
-        if self.child is None:
+        if self.child is None or not self.child.is_alive():  # between two calls the system may have ended it
             self._start()
         try:
             self.pipe.send(arguments)

@@ -2,6 +2,6 @@
 
 from recap_ray.report.compare import render_comparison
 from recap_ray.report.gallery import render_gallery
-from recap_ray.report.page import thumbnail
+from recap_ray.report.page import THUMBNAIL_SIDE, thumbnail
 
-__all__ = ["render_comparison", "render_gallery", "thumbnail"]
+__all__ = ["THUMBNAIL_SIDE", "render_comparison", "render_gallery", "thumbnail"]

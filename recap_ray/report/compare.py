@@ -45,9 +45,9 @@ def render_comparison(
 ) -> str:
     """One HTML page that needs nothing but itself, its cards ordered by key.
 
-    The rows of both runs (schema.CAPTION_SCHEMA) have the same keys in the same order; those of A have one more item,
-    `thumbnail`: a data URI, or None. Of each run.json the page shows the settings that differ. `in_both` is how many
-    images both runs have, of which these are a sample.
+    The rows of both runs (schema.CAPTION_SCHEMA) have the same keys in the same order; those of A have two more items:
+    `thumbnail`, a data URI or None, and where it is None `no_picture`, why. Of each run.json the page shows the
+    settings that differ. `in_both` is how many images both runs have, of which these are a sample.
     """
     differing = not_comparable(run_a, run_b)
     scores = {name: title for name, title in SCORES.items() if name not in differing}
@@ -134,6 +134,7 @@ def card(a: Row, b: Row, scores: Sequence[str]) -> dict[str, Any]:
     return {
         "key": a["key"],
         "thumbnail": a["thumbnail"],
+        "no_picture": None if a["error"] else a["no_picture"],
         "size": (a["width"], a["height"]) if a["width"] and a["height"] else None,
         "sides": sides,
         "kind": _kind(*sides),

@@ -47,11 +47,12 @@ def render_gallery(
 ) -> str:
     """One HTML page that needs nothing but itself, its cards ordered by key.
 
-    `rows` are output rows (schema.CAPTION_SCHEMA) with one more item, `thumbnail`: a data URI, or None. Of run.json
-    the page shows `settings` and `fingerprint`, of summary.json `images`, `seconds`, `images_per_second` and
-    `stages`; what is missing is left out. Counts and means are those of `rows`, and where the run has more images the
-    page says so, and how `rows` were chosen of them. `scores` counts both scores of all rows of the run, by column;
-    without it their histograms are of `rows`, as that of lengths always is.
+    `rows` are output rows (schema.CAPTION_SCHEMA) with two more items: `thumbnail`, a data URI or None, and where it is
+    None `no_picture`, why. Of run.json the page shows `settings` and `fingerprint`, of summary.json `images` of the
+    run, and `seconds`, `images_per_second` and `stages` of its last session; what is missing is left out. Counts and
+    means are those of `rows`, and where the run has more images the page says so, and how `rows` were chosen of them.
+    `scores` counts both scores of all rows of the run, by column; without it their histograms are of `rows`, as that of
+    lengths always is.
     """
     rows = sorted(rows, key=lambda row: natural_order(row["key"]))
     settings = run.get("settings", {})
@@ -158,6 +159,7 @@ def card(row: Mapping[str, Any]) -> dict[str, Any]:
         "key": row["key"],
         "source": row["source"],
         "thumbnail": row["thumbnail"],
+        "no_picture": None if code else row["no_picture"],
         "caption": row["caption"],
         "original_caption": row["original_caption"],
         "clip_score": finite(row["clip_score"]),

@@ -26,6 +26,7 @@ ASSETS = Path(__file__).parent
 
 # At quality 80 a 192-pixel photograph takes about 7 kB; thumbnails are nearly all of the page's size.
 JPEG_QUALITY = 80
+THUMBNAIL_SIDE = 192
 
 # The settings that say what wrote the captions, by the words the pages use for them.
 MODELS = {
@@ -79,7 +80,7 @@ def render_page(template: str, style: str, **values: Any) -> str:
     )
 
 
-def thumbnail(data: bytes, max_side: int = 192, limits: ImageLimits = ImageLimits()) -> str:
+def thumbnail(data: bytes, max_side: int = THUMBNAIL_SIDE, limits: ImageLimits = ImageLimits()) -> str:
     """The picture in `data`, upright and at most `max_side` pixels a side, as a `data:image/jpeg;base64,...` URI.
 
     Small pictures are never enlarged. Raises ImageError where the bytes are no whole picture.

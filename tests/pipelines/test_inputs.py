@@ -153,10 +153,11 @@ def test_tables_of_images_are_captioned(root):
 
 
 def test_a_picture_that_kills_its_process_costs_one_row(tmp_path, ray_running):
-    write_tar(tmp_path / "tars" / "0.tar", range(40), k17=POISON)
+    write_tar(tmp_path / "tars" / "0.tar", range(40), k13=b"", k17=POISON)
     settings = settings_of(tmp_path)
     assert run(settings) == 0 and verified(settings) == 0
     errors = {key: row["error"] for key, row in rows_in(tmp_path).items() if row["error"]}
+    assert errors.pop("000013").startswith("empty: ")  # told by the child process, as any other error of a picture
     assert errors == {"000017": "decoder_crashed: decoding ended its process by SIGSEGV"}
 
 

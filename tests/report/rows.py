@@ -9,7 +9,12 @@ SCRIPT = "<script>alert(1)</script>"
 
 def row(key: str, **changes):
     """An output row of the real schema: captioned, unless `changes` carry an error."""
-    full = dict.fromkeys(SCHEMA.names) | {"key": key, "source": f"pictures/{key}", "thumbnail": None}
+    full = dict.fromkeys(SCHEMA.names) | {
+        "key": key,
+        "source": f"pictures/{key}",
+        "thumbnail": None,
+        "no_picture": None,
+    }
     if "error" not in changes:
         full |= {"caption": "a dog", "clip_score": 0.75, "aligned_clip_score": 0.5, "width": 640, "height": 480}
         full |= {"candidates": ["a cat", "a dog"], "candidate_scores": [0.25, 0.5]}

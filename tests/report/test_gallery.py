@@ -37,7 +37,7 @@ def test_the_header_states_counts_means_units_and_speed():
         "Errors 1 1 empty",
         "Mean CLIP-S 0.750 2.5 \N{MULTIPLICATION SIGN} cosine, 0 to 2.5",
         "Mean aCLIP-S 0.500 aligned cosine, 0 to 1",
-        "Images/s 12.3 81 s in all",
+        "Images/s 12.3 in the last session, 81 s",
     ):
         assert expected in text
 
@@ -105,7 +105,8 @@ def test_stage_times_are_a_table_that_marks_the_bottleneck():
     text = " ".join(page([row("a")], summary={"stages": stages}).text.split())
     assert "read 1.0 s 25.0 % 40.0 generate bottleneck 3.0 s 75.0 % \N{EN DASH}" in text
     assert "Waiting: decoded parts for an actor 2.5 s." in text
-    assert "Where the time went" not in page([row("a")]).text
+    assert "Where the time of the last session went" in text
+    assert "Where the time" not in page([row("a")]).text
 
 
 def test_a_run_without_an_alignment_says_so():
@@ -151,6 +152,11 @@ def test_an_error_row_shows_its_code_message_and_source_and_no_caption():
     assert "None" not in text
     assert "no picture" in text
     assert not seen.all("img")
+
+
+def test_a_caption_whose_picture_cannot_be_had_has_a_card_with_the_reason():
+    seen = page([row("a.jpg", no_picture="unreadable: No such file or directory")])
+    assert "no picture unreadable: No such file or directory a dog" in " ".join(seen.text.split())
 
 
 def test_every_text_of_a_row_and_of_a_run_is_escaped():

@@ -38,6 +38,7 @@ def row(key, caption, clip, aligned, error=None):
         "original_caption": INJECTION if caption else None,
         "error": error,
         "thumbnail": None if error else picture("teal"),
+        "no_picture": None,
     }
 
 
