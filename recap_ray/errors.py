@@ -29,9 +29,11 @@ class MissingExtra(UserError):
     """An optional package is needed and absent; the message names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(
-            f"{purpose} needs the package {package}, which is not installed: pip install 'recap-ray[{extra}]'"
-        )
+        super().__init__(package, extra, purpose)  # as given: it is pickled on its way out of a worker
+
+    def __str__(self) -> str:
+        package, extra, purpose = self.args
+        return f"{purpose} needs the package {package}, which is not installed: pip install 'recap-ray[{extra}]'"
 
 
 class ImageError(RecapRayError):

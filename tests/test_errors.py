@@ -1,6 +1,9 @@
 """The texts that recap_ray/errors.py itself makes; the others are read where they are raised, which is seen to here."""
 
+import copy
 from pathlib import Path
+
+import pytest
 
 from recap_ray.errors import ImageError, MissingExtra, RecapRayError, UserError, first_line
 from tests.messages import messages_of, python_files, unread
@@ -19,6 +22,12 @@ def test_a_missing_package_is_told_with_what_needs_it_and_the_command_that_bring
         "--metrics METEOR needs the package pycocoevalcap, which is not installed: pip install 'recap-ray[eval]'"
     )
     assert isinstance(error, UserError) and isinstance(error, RecapRayError)
+
+
+@pytest.mark.parametrize("error", [MissingExtra("faiss", "cpu", "searching"), ImageError("empty", "0 bytes")])
+def test_an_error_crosses_from_process_to_process(error):
+    crossed = copy.copy(error)  # by what pickle asks for too
+    assert type(crossed) is type(error) and str(crossed) == str(error)
 
 
 def test_a_bad_image_is_told_as_its_row_tells_it():

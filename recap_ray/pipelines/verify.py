@@ -59,11 +59,10 @@ def input_side(found: Input) -> Side:
 
 def listed_keys(listing: Callable[[], Iterator[PlanRow]]) -> Iterator[str]:
     """The keys of single files; how many there are is not known before."""
-    progress = Progress("verify input", 0, "images", open_end=True)
-    for batch in batches(row.key for row in listing()):
-        yield from batch
-        progress.update(len(batch))
-    progress.finish()
+    with Progress("verify input", 0, "images", open_end=True) as progress:
+        for batch in batches(row.key for row in listing()):
+            yield from batch
+            progress.update(len(batch))
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,10 @@ class FileKeys:
             yield table["keys"].combine_chunks().flatten()
 
     def _blocks(self, stage: Callable[[pa.Table], pa.Table], what: str) -> Iterator[pa.Table]:
-        progress = Progress(what, len(self.files), "files")
-        for table in map_files(self.files, stage):
-            yield table
-            progress.update(table["files"][0].as_py())
-        progress.finish()
+        with Progress(what, len(self.files), "files") as progress:
+            for table in map_files(self.files, stage):
+                yield table
+                progress.update(table["files"][0].as_py())
 
 
 @dataclass(frozen=True)
