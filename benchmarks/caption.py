@@ -39,7 +39,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.full_size import FullSize, write_full_size
+from benchmarks.full_size import FullSize, repeated, write_full_size
 from benchmarks.rates import steady_rate
 
 STEPS = 20
@@ -87,16 +87,6 @@ def flags_of(made: FullSize, candidates: int) -> dict[str, str | int | float]:
         "max_new_tokens": STEPS,
         "device": "cpu",
     }
-
-
-def repeated(photos: list[Path], folder: Path, count: int) -> Path:
-    """A folder of `count` pictures, which are links to the photos."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        link = folder / f"{i:06d}.jpg"
-        if not link.exists():
-            link.symlink_to(photos[i % len(photos)].resolve())
-    return folder
 
 
 def whole_job(flags: dict, photos: list[Path], work: Path, minutes: float, cores: int, rate: float) -> float:

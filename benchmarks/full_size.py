@@ -88,3 +88,13 @@ def made_up(rows: int) -> list[str]:
     """Captions of about as many words as people write."""
     rng = np.random.default_rng(0)
     return [" ".join(rng.choice(WORDS, rng.integers(8, 16))) + "." for _ in range(rows)]
+
+
+def repeated(photos: list[Path], folder: Path, count: int) -> Path:
+    """A folder of `count` pictures, which are links to the photos."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        link = folder / f"{i:06d}.jpg"
+        if not link.exists():
+            link.symlink_to(photos[i % len(photos)].resolve())
+    return folder
