@@ -50,7 +50,7 @@ def prepare(folder: Path) -> None:
     world = World.render(folder / "world", fit_images=200, index_captions=300, held_out_images=48, seed=3)
     shutil.copytree(world.images, folder / "photos")
     shutil.copytree(world.pairs.parent / "fit-images", folder / "fit-images")
-    for name, source in {"pairs": world.pairs, "captions": world.pairs, "references": world.references}.items():
+    for name, source in {"pairs": world.pairs, "captions": world.references, "references": world.references}.items():
         shutil.copyfile(source, folder / f"{name}.tsv")
     shutil.copyfile(world.index_captions, folder / "captions.txt")
     (folder / "more.txt").write_text("a green rocket above a small moon\ntwo grey mice under an old table\n")
