@@ -51,7 +51,9 @@ class Counts:
 
     def merge(self, other: Counts) -> Counts:
         """The sums of both."""
-        errors, seconds = self.errors + other.errors, self.seconds + other.seconds
+        errors, seconds = self.errors.copy(), self.seconds.copy()
+        errors.update(other.errors)
+        seconds.update(other.seconds)  # where + would leave out the stages that took no time
         return Counts(self.parts + other.parts, self.images + other.images, errors, seconds)
 
     def as_json(self) -> dict[str, Any]:

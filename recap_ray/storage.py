@@ -191,10 +191,11 @@ def local_copy(path: Path) -> Path:
         raise FileNotFoundError(str(path))
     stamp = hashlib.sha256(repr([(name, stamp_of(about)) for name, about in sorted(files.items())]).encode())
     target = cache_folder() / stamp.hexdigest()[:16] / path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(target.with_name(f".{target.name}.lock")):
-        if not target.exists():
-            _fetch(path, files, target)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(target.with_name(f".{target.name}.lock")):
+            if not target.exists():  # nobody fetched it while we waited
+                _fetch(path, files, target)
     return target
 
 

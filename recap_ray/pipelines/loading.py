@@ -76,7 +76,8 @@ class ImageLoader:
         clock = StageClock()
         assert self.reader is not None
         found = self.reader.read_all([batch["source"][i] for i in there], [texts[i] for i in there])
-        with self._preparing(any(is_remote(str(source)) for source in batch["source"][:1])) as prepare:
+        first = batch["source"][0] if count else ""  # of a user's own pipeline it may be a picture's bytes
+        with self._preparing(remote=isinstance(first, str) and is_remote(first)) as prepare:
             for i in there:
                 with clock.stage("read"):
                     data, captions[i] = next(found)
