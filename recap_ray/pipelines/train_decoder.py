@@ -191,7 +191,7 @@ def _embed(
 # --- the workers ---
 
 
-def workers_of(settings: TrainDecoderSettings) -> tuple[int, int, bool]:
+def training_workers(settings: TrainDecoderSettings) -> tuple[int, int, bool]:
     """How many workers train, the CPUs of each, and whether each has a GPU; raises UserError where Ray has too few."""
     cpus, gpus = (int(ray.cluster_resources().get(name, least)) for name, least in (("CPU", 1), ("GPU", 0)))
     on_gpu = settings.device != "cpu" and gpus >= 1
@@ -208,7 +208,7 @@ def workers_of(settings: TrainDecoderSettings) -> tuple[int, int, bool]:
 
 def _fit(plan: Plan, steps: int) -> None:
     """Runs the loop on the workers of Ray Train, and shows how it goes."""
-    workers, threads, on_gpu = workers_of(plan.settings)
+    workers, threads, on_gpu = training_workers(plan.settings)
     # One worker where there is one machine is this process: Ray Train's other processes take half a minute to start.
     alone = workers == 1 and sum(node["Alive"] for node in ray.nodes()) == 1
     scratch = plan.folder / ".ray_train"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines.train_decoder import train_decoder, workers_of
+from recap_ray.pipelines.train_decoder import train_decoder, training_workers
 from recap_ray.settings import TrainDecoderSettings
 
 SMALL = {"clip": "tiny", "language_model": "tiny", "part_rows": 100, "held_out": 30, "epochs": 3, "batch_size": 20}
@@ -189,7 +189,7 @@ def test_workers_share_what_there_is_and_no_more(monkeypatch, flags, resources, 
     monkeypatch.setattr("ray.cluster_resources", lambda: resources)
     settings = TrainDecoderSettings(method="clipcap", pairs="p", output="o", **flags)
     if isinstance(found, tuple):
-        assert workers_of(settings) == found
+        assert training_workers(settings) == found
     else:
         with pytest.raises(UserError, match=found):
-            workers_of(settings)
+            training_workers(settings)
