@@ -6,10 +6,13 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 
 # Ray starts many Python processes: without cached bytecode each would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
+# What a machine may set for other projects: other modules, asserts left out, pip outside of .venv, pytest's options.
+unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONWARNINGS
+unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES PYTEST_ADDOPTS PYTEST_PLUGINS PYTEST_DISABLE_PLUGIN_AUTOLOAD
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test faults docs-check lint format lock wheel clean
+.PHONY: help install demo compare test test-processors faults docs-check lint format lock wheel clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -35,6 +38,9 @@ compare: install ## train clipcap and capdec on rendered scenes, and compare the
 # the files with the fewest tests take the longest.
 test: install lint  ## lint, then all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-processors: install  ## run the numeric tests as other processors and thread counts would
+	$(BIN)/python -m tests.processors
 
 faults: install  ## kill processes at random moments, each kind five times, and count what was lost
 	$(BIN)/python -m tests.faults --times 5

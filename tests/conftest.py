@@ -1,20 +1,27 @@
 """One Ray and one small embedded world for the whole session."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+# Tests use the Ray, the store and the servers that they start themselves, and read text as a pipe gets it. What the
+# machine sets for clusters, stores, proxies, terminals and figures must not reach them.
+FOREIGN = r"(AWS|RAY)_(?!TMPDIR)\w+|\w+_PROXY|_?JAVA_\w*OPTIONS|(FORCE|NO)_COLOR|CLICOLOR\w*|COLUMNS|LINES|MPL\w+"
+for name in [name for name in os.environ if re.fullmatch(FOREIGN, name, re.IGNORECASE)]:
+    del os.environ[name]
+
 # Threads that share two busy cores wait for each other: one is many times faster here. numpy reads it when it loads.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("RECAP_RAY_TESTS_THREADS", "1")
 
 import pytest
 import torch
 from filelock import FileLock
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OPENBLAS_NUM_THREADS"]))
 
 # A worker that may not keep bytecode compiles torch anew; and the suite must never reach for a hub.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -53,10 +60,23 @@ def ray_running(s3):
         yield
 
 
+@pytest.fixture(scope="session")
+def file_margins(built):
+    """How far the decisions behind the rows of `run_folder` were from other ones, by image file."""
+    from tests.near_ties import FileMargins
+
+    return FileMargins(built.caption_settings("unused", device="cpu"))
+
+
 def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that the first of pytest's processes makes, and all of them read."""
-    root = tmp_path_factory.getbasetemp()
-    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / f"once-{name}"
+    if shared := os.environ.get("RECAP_RAY_TESTS_MADE"):
+        root = Path(shared)
+        root.mkdir(exist_ok=True)
+    else:
+        root = tmp_path_factory.getbasetemp()
+        root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / f"once-{name}"
     with FileLock(f"{folder}.lock"):
         if not (folder / "made").exists():
             make(folder)
@@ -96,20 +116,28 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory, ray_running) -> Built:
-    """300 pairs to fit on, an index of 400 captions, 60 held-out images."""
+def built(ray_running, built_world) -> Built:
+    """The world, for tests of jobs that use Ray."""
+    return built_world
+
+
+@pytest.fixture(scope="session")
+def built_world(tmp_path_factory) -> Built:
+    """300 pairs to fit on, an index of 400 captions, 60 held-out images. Ray runs only while they are made."""
     from recap_ray.demo.story import World
     from recap_ray.pipelines.build_index import build_index
+    from recap_ray.pipelines.cluster import ray_session
     from recap_ray.pipelines.fit_alignment import fit_alignment
-    from recap_ray.settings import BuildIndexSettings, FitAlignmentSettings
+    from recap_ray.settings import BuildIndexSettings, FitAlignmentSettings, RaySettings
 
     def make(folder: Path) -> None:
         world = World.render(folder / "world", fit_images=300, index_captions=400, held_out_images=60, seed=7)
         common = {"clip": "tiny", **RAY_LIMITS}
-        given = {"pairs": str(world.pairs), "output": str(folder / "alignment"), "part_rows": 100}
-        assert fit_alignment(FitAlignmentSettings(**given, **common)) == 0
-        given = {"captions": str(world.index_captions), "output": str(folder / "index"), "shard_rows": 150}
-        assert build_index(BuildIndexSettings(**given, **common)) == 0
+        pairs = {"pairs": str(world.pairs), "output": str(folder / "alignment"), "part_rows": 100}
+        captions = {"captions": str(world.index_captions), "output": str(folder / "index"), "shard_rows": 150}
+        with ray_session(RaySettings(**RAY_LIMITS)):
+            assert fit_alignment(FitAlignmentSettings(**pairs, **common)) == 0
+            assert build_index(BuildIndexSettings(**captions, **common)) == 0
 
     folder = made_once(tmp_path_factory, "built", make)
     return Built(World.at(folder / "world", {}), str(folder / "index"), str(folder / "alignment"))

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -105,7 +105,7 @@ class Scene:
             if there := self.processes(*titles):
                 self.moments.choice(there).kill()
                 return
-            time.sleep(0.01)
+            time.sleep(0.02)
         raise NotMet(f"no process of {titles} was met")
 
     def finish(self) -> int:
@@ -169,15 +169,34 @@ def kill_writer(scene: Scene) -> None:
     folder = os.path.join(scene.output, "captions")
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline and scene.driver.poll() is None:
-        waiting = [name for name in os.listdir(folder) if name.endswith(".tmp")]
-        for process in scene.processes("MapBatches(PartWriter") if waiting else []:
-            try:
-                if any(file.path.endswith(".tmp") for file in process.open_files()):
-                    process.kill()
-                    return None
-            except psutil.Error:
-                continue
+        workers, refresh = scene.processes("ray::"), time.monotonic() + 0.5
+        while time.monotonic() < refresh:
+            if any(name.endswith(".tmp") for name in os.listdir(folder)) and kill_holder(workers, ".tmp"):
+                return None
+            time.sleep(0.001)
     raise NotMet("no writer was met")
+
+
+def kill_holder(processes: list[psutil.Process], suffix: str) -> bool:
+    """Kill the first process that has a file with this suffix open; whether there was one. All are stopped while they
+    are searched, which takes longer than the file stays open."""
+    for_each(processes, psutil.Process.suspend)
+    try:
+        for process in processes:
+            with suppress(psutil.Error):
+                if any(file.path.endswith(suffix) for file in process.open_files()):
+                    process.kill()
+                    return True
+        return False
+    finally:
+        for_each(processes, psutil.Process.resume)
+
+
+def for_each(processes: list[psutil.Process], action: Callable[[psutil.Process], None]) -> None:
+    """Apply the action to those that still run."""
+    for process in processes:
+        with suppress(psutil.Error):
+            action(process)
 
 
 def kill_driver(scene: Scene) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from recap_ray.errors import UserError
-from recap_ray.vectors import product, scaled_to_unit_length
+from recap_ray.vectors import scaled_to_unit_length
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LinearAlignment:
         row that maps to zero stays zero)."""
         if self.normalise:
             images = scaled_to_unit_length(images)
-        mapped = product(images - self.image_mean, self.weight.T) + self.text_mean
+        mapped = (images - self.image_mean) @ self.weight.T + self.text_mean
         return scaled_to_unit_length(mapped).astype(np.float32)
 
     def to_bytes(self) -> bytes:

@@ -36,10 +36,10 @@ class Nearest(ABC):
 
 
 class FlatByFaiss(Nearest):
-    """Exact, on the CPU. FAISS multiplies blocks, and the last bit of a score follows from its place in a block:
-    captions of equal embeddings (which differ in case, say) would come in an order that depends on the batch, and on
-    how the index is cut into shards. So a few more are taken than asked for, and scored row by row; and where even the
-    last of them could be among the best, many more."""
+    """Exact, on the CPU. FAISS multiplies blocks, and rounds a score by its place in a block: captions of equal
+    embeddings (which differ in case, say) would come in an order that depends on how the index is cut into shards. So
+    a few more are taken than asked for, and scored row by row; and where even the last of them could be among the best,
+    many more."""
 
     label = "FAISS on the CPU"
 
@@ -100,7 +100,7 @@ class ByLists(Nearest):
         return estimates, ids, np.where(ids < 0, -np.inf, scores).astype(np.float32)
 
     def _probes(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Similarities and numbers (n, nprobe) of the nearest centroids, the same whatever the batch."""
+        """Similarities and numbers (n, nprobe) of the nearest centroids, the same in every process with shards."""
         _, near = self.centroids.search(queries, min(self.nprobe + SPARE, self.trained.nlist))
         vectors = self.centroids.reconstruct_batch(near.ravel()).reshape(*near.shape, -1)
         similarities, numbers = merge_top_k([(row_by_row(queries, vectors), near)], self.nprobe)
@@ -128,5 +128,5 @@ def vectors_at(shards: Sequence[IndexShard], ids: np.ndarray) -> np.ndarray:
 
 
 def row_by_row(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Inner products (n, m) of queries (n, d) and vectors (n, m, d), the same to the last bit wherever they stand."""
+    """Inner products (n, m) of queries (n, d) and vectors (n, m, d), each summed in one order wherever it stands."""
     return np.einsum("nkd,nd->nk", vectors, queries)

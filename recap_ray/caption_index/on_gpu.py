@@ -15,9 +15,10 @@ from recap_ray.caption_index.nearest import SPARE, FlatByFaiss, Nearest
 from recap_ray.caption_index.shard import IndexShard, faiss
 
 CHUNK_ROWS = 65_536  # rows of a shard in one product on the GPU: 1,024 queries then need 256 MiB for their scores
-# Of a GPU's free memory that an index may take. As much again goes to the language model's keys and values, both twice
-# because of the second actor; the rest is for the batches of CLIP and the logits.
-SHARE_OF_FREE_MEMORY = 0.15
+# Of a GPU's memory that an index may take. As much again goes to the language model's keys and values, both twice
+# because of the second actor; the rest is for the weights, the batches of CLIP and the logits. A share of all memory,
+# not of what is free: whether the GPU or FAISS on the CPU computes the scores must not depend on other processes.
+SHARE_OF_MEMORY = 0.15
 FAISS_GPU_BYTES = 256 * 2**20  # that FAISS may work in; by itself it takes 1.5 GiB for each of its resources
 
 
@@ -92,9 +93,9 @@ def _gpu_resources() -> Any:
 
 
 def open_flat(shards: Sequence[IndexShard], dim: int, device: torch.device) -> Nearest:
-    """What searches flat shards beside models on a GPU: the GPU, if its memory has room for them."""
+    """What searches flat shards beside models on a GPU: the GPU, if its memory is large enough."""
     rows = sum(shard.rows for shard in shards)
-    if device.type == "cpu" or 4 * rows * dim > SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cpu" or 4 * rows * dim > SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[1]:
         return FlatByFaiss(shards)
     return (FaissOnGpu if faiss_gpu_works(device) else ProductOnGpu)(shards, device)
 

@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recap_ray.demo.train", description=__doc__)
     parser.add_argument("--output", type=Path, default=TINY_CLIP.parent, help="folder for the two model folders")
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(2)  # the result depends on it, down to the last bits
+    torch.set_num_threads(2)  # the number of threads changes how sums are rounded
     train(parser.parse_args().output)
 
 

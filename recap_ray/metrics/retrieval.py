@@ -13,8 +13,8 @@ def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = N
     """The rank (n,), from 1, at which each query (n, d) finds its best own target among all targets (m, d), by cosine.
 
     owner (m,) is the row of the query that each target belongs to; without it target i belongs to query i. Only
-    targets of other queries stand before a query's own, and a tie counts against the query (within rounding:
-    equal vectors may differ in the last bits). A query without a target of its own comes last, m + 1.
+    targets of other queries stand before a query's own, and a tie counts against the query (equal vectors may differ by
+    rounding). A query without a target of its own comes last, m + 1.
     ValueError if the shapes do not fit.
     """
     owner = np.arange(len(targets)) if owner is None else np.asarray(owner)

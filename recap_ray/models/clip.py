@@ -18,7 +18,6 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch.nn import functional
 
 from recap_ray.errors import UserError
-from recap_ray.models.blocks import fill_rows
 from recap_ray.models.clip_text import TextEncoder
 from recap_ray.models.clip_tower import to_device
 from recap_ray.models.device import Compute, load_errors
@@ -118,10 +117,7 @@ def open_clip_precision(model_name: str, dtype: torch.dtype) -> str:
 
 
 class ClipEncoder:
-    """A loaded CLIP model that embeds pictures and texts into one space of `embed_dim` dimensions.
-
-    On a CPU in float32 an embedding is the same to the last bit, in whatever batch and order it is computed.
-    """
+    """A loaded CLIP model that embeds pictures and texts into one space of `embed_dim` dimensions."""
 
     def __init__(self, card: ClipCard, compute: Compute = Compute()):
         device, dtype = compute.choose_device(), compute.choose_dtype(on_gpu=GPU_DTYPE)
@@ -170,10 +166,10 @@ class ClipEncoder:
 
     def _encode_pictures(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 (n, h, w, 3) in host memory -> (n, d) on the device, as the model gives them."""
-        filled = fill_rows(to_device(pixels, self.device)).permute(0, 3, 1, 2)  # channels last, as it lies
+        pixels = to_device(pixels, self.device).permute(0, 3, 1, 2)  # channels last, as it lies
         # In float32 until the end: 255 less the mean has not enough bits in half precision.
-        inputs = ((filled.float() - self.mean) / self.std).to(self.dtype)
-        return self.model.encode_image(inputs, normalize=False)[: len(pixels)]
+        inputs = ((pixels.float() - self.mean) / self.std).to(self.dtype)
+        return self.model.encode_image(inputs, normalize=False)
 
     def _finish(self, batches: list[torch.Tensor], normalise: bool) -> np.ndarray:
         """Batches on the device to rows float32 in host memory; raises UserError where half precision overflowed."""

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from recap_ray.models.blocks import fill_rows
 from recap_ray.models.clip_tokenizer import fast_tokenizer
 from recap_ray.models.clip_tower import Packed, PackedTower, packed_tower, to_device
 
@@ -51,7 +50,7 @@ class TextEncoder:
         lengths = tower.lengths(ids)
         order = np.argsort(lengths, kind="stable")  # alike in length, the texts of a batch leave no gaps for attention
         batches = (Packed.of(ids[rows], lengths[rows], self.device) for rows in self._batches(lengths, order))
-        found = torch.cat([tower(batch)[: batch.texts] for batch in batches])
+        found = torch.cat([tower(batch) for batch in batches])
         return found[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     def _batches(self, lengths: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
@@ -64,8 +63,7 @@ class TextEncoder:
         return torch.cat([self._encode_padded(texts[i : i + rows]) for i in range(0, len(texts), rows)])
 
     def _encode_padded(self, texts: Sequence[str]) -> torch.Tensor:
-        ids = to_device(fill_rows(self.tokenizer(list(texts))), self.device)
-        return self.model.encode_text(ids, normalize=False)[: len(texts)]
+        return self.model.encode_text(to_device(self.tokenizer(list(texts)), self.device), normalize=False)
 
     @torch.inference_mode()
     def _packs_truly(self, tower: PackedTower) -> bool:

@@ -17,8 +17,6 @@ from open_clip.model import CLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch.nn import Linear, functional
 
-from recap_ray.models.blocks import LANES, ROWS, rounded_up, rows_for
-
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The tensor there; to a GPU from pinned memory, which waits for nothing that runs on it."""
@@ -48,35 +46,22 @@ def _pooling(tower: Any) -> tuple[str, int | None]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Texts end to end: T tokens of n texts, both as many as products want."""
+    """Texts end to end: T tokens of n texts."""
 
     ids: torch.Tensor  # (T,)
     positions: torch.Tensor  # (T,) within its text
     slots: torch.Tensor  # (T,) of the grid, which has n x width slots
     ends: torch.Tensor  # (n,) the row of each text's last token
-    width: int
-    texts: int  # those given: the first ones
+    width: int  # of the grid: the longest text
 
     @classmethod
     def of(cls, ids: np.ndarray, lengths: np.ndarray, device: torch.device) -> Packed:
-        """Packs the first lengths[i] of each row of ids (n, >= longest), and made-up texts that fill them up."""
-        texts = len(ids)
-        lengths = np.concatenate([lengths, _filler(texts, int(lengths.sum()))])
-        width = rounded_up(int(lengths.max()), LANES)
-        grid = np.zeros((len(lengths), width), np.int64)
-        grid[:texts, : ids.shape[1]] = ids[:, :width]
+        """Packs the first lengths[i] of each row of ids (n, >= longest)."""
+        width = int(lengths.max())
         slots = np.flatnonzero(np.arange(width) < lengths[:, None])
-        ids, ends = grid.ravel()[slots], lengths.cumsum() - 1
+        ids, ends = ids[:, :width].ravel()[slots], lengths.cumsum() - 1
         columns = [to_device(torch.from_numpy(column), device) for column in (ids, slots % width, slots, ends)]
-        return cls(columns[0], columns[1], columns[2], columns[3], width, texts)
-
-
-def _filler(texts: int, tokens: int) -> np.ndarray:
-    """Lengths of the made-up texts, of a few tokens, that bring both counts to what products want."""
-    count = rows_for(texts) - texts or (ROWS if tokens % ROWS else 0)
-    lengths = np.ones(count, np.int64)
-    lengths[:1] += rows_for(tokens + count) - (tokens + count)
-    return lengths
+        return cls(columns[0], columns[1], columns[2], columns[3], width)
 
 
 class PackedTower:
@@ -91,7 +76,7 @@ class PackedTower:
         return np.argmax(ids if self.pool == "argmax" else ids == self.end_id, axis=1) + 1
 
     def __call__(self, texts: Packed) -> torch.Tensor:
-        """Embeddings (n, d) of the texts, those that fill up included, not normalised."""
+        """Embeddings (n, d) of the texts, not normalised."""
         tower, dtype = self.tower, self.tower.transformer.get_cast_dtype()
         x = tower.token_embedding(texts.ids).to(dtype) + tower.positional_embedding[texts.positions].to(dtype)
         grid = x.new_zeros(len(texts.ends) * texts.width, 3 * x.shape[1])  # what is no token stays zero

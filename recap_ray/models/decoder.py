@@ -18,11 +18,14 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from recap_ray.errors import first_line
-from recap_ray.models.blocks import FEWEST_ROWS, LANES, rounded_up, rows_for
 from recap_ray.models.slot_cache import IMPLEMENTATION, Memory, SlotCache, attend_both_ways
 from recap_ray.models.step_graph import StepGraphs
 
 log = logging.getLogger(__name__)
+
+# CUDA graphs have fixed shapes. Prompt lengths and attention windows are rounded up to multiples of this, so that few
+# graphs are captured.
+GRAPH_POSITIONS = 16
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Decoder:
         self.slots, self.position = slots, 0
         self.held = torch.arange(count, device=self.device)  # the prompts that the cache has
         self.place = torch.arange(count * slots, device=self.device)  # slot -> its place in the cache
-        embeddings = _padded(prompts.embeddings if self.encodes else prompts.embeddings[:, :-1])
+        embeddings = self._padded(prompts.embeddings if self.encodes else prompts.embeddings[:, :-1])
         self.cache = self._cache(count, embeddings.shape[1], steps)
         self.cache.begin(prompts.lengths - (0 if self.encodes else 1), embeddings.shape[1], slots)
         if self.encodes:
@@ -95,7 +98,7 @@ class Decoder:
         places = self.place[rows]
         if not self.static:
             return self._append(self.embed(tokens), places, self.position, self.position + 1)
-        window = min(rounded_up(self.position + 1, LANES), self.cache.steps)
+        window = min(_rounded_up(self.position + 1, GRAPH_POSITIONS), self.cache.steps)
         key = (self.cache.prompts, self.slots, self.cache.mask.shape[-1], self.cache.steps, len(rows), window)
         assert self.graphs
         appended = lambda t, p, at: self._append(self.embed(t), p, at, window)  # noqa: E731  (of this cache)
@@ -103,42 +106,40 @@ class Decoder:
 
     @torch.inference_mode()
     def going_on(self, ended: torch.Tensor) -> torch.Tensor:
-        """The slots (R,) that go through the next step: those not `ended` (S,) and, where a product wants more rows,
+        """The slots (R,) that go through the next step: those not `ended` (S,) and, for the fixed shapes of graphs,
         some that have; none once all have ended. Waits for the GPU."""
         alive = ~ended
         count = int(alive.sum())
         if count == 0:
             return self.place[:0]
-        if self.static:  # in quarters of all, so that few graphs are captured
-            quarter = -(-len(ended) // 4)
-            count = min(rounded_up(count, quarter), len(ended))
-        else:
-            self._drop_prompts(alive.view(-1, self.slots).any(1))
-        cached = torch.zeros_like(alive).view(-1, self.slots)
-        cached[self.held] = True
-        order = (alive.int() + cached.flatten().int()).argsort(descending=True, stable=True)
-        return order[: rows_for(count)].sort().values
+        if self.static:  # in quarters of all slots, so that few graphs are captured
+            count = _rounded_up(count, -(-len(ended) // 4))
+            return ended.int().argsort(stable=True)[:count].sort().values
+        self._drop_prompts(alive.view(-1, self.slots).any(1))
+        return alive.nonzero().flatten()
 
     @torch.inference_mode()
     def reorder(self, sources: torch.Tensor) -> None:
         """Slot i goes on with what slot `sources[i]` of the same prompt has written (S,)."""
         self.cache.reorder(self.place[sources.view(-1, self.slots)[self.held].flatten()], self.position + 1)
 
+    def _padded(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Prompts (n, P, d) with at least one position, and as many as a graph has."""
+        length = embeddings.shape[1]
+        return pad(embeddings, (0, 0, 0, _rounded_up(max(1, length), GRAPH_POSITIONS if self.static else 1) - length))
+
     def _drop_prompts(self, alive: torch.Tensor) -> None:
         """Lets prompts (n,) leave the cache once at most half of those in it are `alive`: to move the others then
         costs about what one step's attention over all of them does."""
-        ended = self.held[~alive[self.held]]
-        count = int(alive.sum())
-        keep = torch.cat([self.held[alive[self.held]], ended])[: rows_for(count)].sort().values
-        if len(keep) * 2 > len(self.held):
+        kept = alive[self.held].nonzero().flatten()
+        if len(kept) * 2 > len(self.held):
             return
-        where = torch.searchsorted(self.held, keep)
-        self.cache.keep(where)
+        self.cache.keep(kept)
         if self.encodes:
-            self.crossed.cross_attention_cache.batch_select_indices(where)
-        self.held = keep
-        places = torch.arange(len(keep) * self.slots, device=self.device)
-        self.place.view(-1, self.slots)[keep] = places.view(-1, self.slots)
+            self.crossed.cross_attention_cache.batch_select_indices(kept)
+        self.held = self.held[kept]
+        places = torch.arange(len(kept) * self.slots, device=self.device)
+        self.place.view(-1, self.slots)[self.held] = places.view(-1, self.slots)
 
     def _cache(self, count: int, room: int, steps: int) -> SlotCache:
         """The cache of a batch. When it wants more memory than there is, all of it is taken anew, and the graphs that
@@ -157,10 +158,10 @@ class Decoder:
 
     def _read(self, embeddings: torch.Tensor) -> None:
         """Prefill: keys and values of all prompts, each computed once; their tokens lie end to end, so that products
-        are of no padding (but for a few rows that products want)."""
-        inside = torch.isfinite(self.cache.mask).flatten()
-        count = int(inside.sum())
-        places = (~inside).int().argsort(stable=True)[: rows_for(count)].sort().values
+        are of no padding."""
+        places = torch.isfinite(self.cache.mask).flatten().nonzero().flatten()
+        if not len(places):  # prompts of one token each leave nothing to read: a masked position keeps the shapes
+            places = self.place[:1]
         last = getattr(self.model.config, "max_position_embeddings", None) or embeddings.shape[1]
         self.cache.read(places)
         self.model.base_model(
@@ -229,7 +230,7 @@ def can_be_captured(model: Any) -> bool:
     cannot: they run as they are, more slowly."""
     if model.device.type != "cuda" or model.config.is_encoder_decoder:
         return False
-    prompts = [[5]] * FEWEST_ROWS
+    prompts = [[5]] * 4
     decoder, rows = Decoder(model, static=True), torch.arange(len(prompts), device=model.device)
     try:
         decoder.begin(decoder.embedded(prompts), 1, 2)
@@ -241,7 +242,6 @@ def can_be_captured(model: Any) -> bool:
     return True
 
 
-def _padded(embeddings: torch.Tensor) -> torch.Tensor:
-    """(n, P, d) with P a multiple of LANES, at least one."""
-    length = embeddings.shape[1]
-    return pad(embeddings, (0, 0, 0, max(LANES, rounded_up(length, LANES)) - length))
+def _rounded_up(count: int, step: int) -> int:
+    """The smallest multiple of `step` that is at least `count`."""
+    return count + -count % step

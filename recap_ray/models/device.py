@@ -37,8 +37,7 @@ class Compute:
         return torch.device(self.device)
 
     def choose_dtype(self, on_gpu: torch.dtype) -> torch.dtype:
-        """The type of a model's weights: `auto` is float32 on a CPU, where a caption does not depend on its batch then,
-        and `on_gpu` on a GPU."""
+        """The type of a model's weights: `auto` is float32 on a CPU and `on_gpu` on a GPU."""
         if self.precision == "auto":
             return torch.float32 if self.choose_device().type == "cpu" else on_gpu
         return getattr(torch, self.precision)

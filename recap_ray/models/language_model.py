@@ -16,8 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
 from recap_ray.errors import UserError
-from recap_ray.models.blocks import FEWEST_ROWS, LANES, rows_for
-from recap_ray.models.decoder import Decoder, Prompts, can_be_captured, check_driven
+from recap_ray.models.decoder import GRAPH_POSITIONS, Decoder, Prompts, can_be_captured, check_driven
 from recap_ray.models.device import Compute, load_errors
 from recap_ray.models.names import folder_identity, language_model_path
 from recap_ray.models.prefix_mapper import MapperShape
@@ -28,15 +27,14 @@ STOPS = (".", "\n")  # a caption is one sentence; models that were never taught 
 
 # Slots in a batch, at most. On a CPU core products reach their full rate from some 64 rows on, and smaller batches have
 # prompts of more equal lengths: 128 are 6 % faster than 256. On a GPU more rows read the weights less often, as long as
-# their keys and values take no more than a share of the memory that is free beside the weights: a second actor wants as
-# much.
+# their keys and values take no more than a share of its memory.
 SLOTS_IN_A_BATCH = {"cpu": 128, "cuda": 2048}
-SHARE_OF_FREE_MEMORY = 0.15  # see caption_index/nearest.py
+SHARE_OF_MEMORY = 0.15  # of what the weights of two actors leave; see caption_index/on_gpu.py
 
 
 def prompts_in_a_batch(device: str, slots: int) -> int:
     """How many prompts with so many slots each are written together on a device, cpu or cuda, if memory allows."""
-    return max(FEWEST_ROWS, _power_of_two(SLOTS_IN_A_BATCH[device] // slots))
+    return max(1, _power_of_two(SLOTS_IN_A_BATCH[device] // slots))
 
 
 def language_model_identity(name: str) -> str:
@@ -120,7 +118,7 @@ class LanguageModel:
         return [row or [self.end] for row in rows]
 
     def _batches(self, prompts: Sequence[str] | Prompts, decoding: Decoding) -> Iterator[tuple[list[int], Prompts]]:
-        """Batches of prompts of about one length, with their numbers. The last one is filled up by repetition."""
+        """Batches of prompts of about one length, with their numbers."""
         if isinstance(prompts, Prompts):
             if len(prompts) and prompts.embeddings.shape[1] + decoding.max_new_tokens > positions(self.model.config):
                 raise ValueError(f"a prefix of {prompts.embeddings.shape[1]} embeddings leaves no room for a caption")
@@ -132,21 +130,29 @@ class LanguageModel:
                 yield batch, self.decoder.embedded([tokens[i] for i in batch])
 
     def _cut(self, lengths: list[int], decoding: Decoding) -> Iterator[list[int]]:
-        tokens = max(lengths, default=0) + LANES + decoding.slots * decoding.max_new_tokens  # of a prompt
-        size = min(prompts_in_a_batch(self.device.type, decoding.slots), _power_of_two(self.room // tokens))
-        size = max(FEWEST_ROWS, size)
+        """Numbers of prompts, batch by batch. For graphs, whose shapes are fixed, the last batch is filled up to a
+        power of two by repetition."""
+        tokens = max(lengths, default=0) + GRAPH_POSITIONS + decoding.slots * decoding.max_new_tokens  # of a prompt
+        size = min(prompts_in_a_batch(self.device.type, decoding.slots), _power_of_two(self.room // tokens) or 1)
         by_length = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # the largest first, which takes the memory
         for start in range(0, len(by_length), size):
             batch = by_length[start : start + size]
-            yield batch + [batch[-1]] * (_filled(len(batch), self.decoder.static) - len(batch))
+            filled = 1 << (len(batch) - 1).bit_length() if self.decoder.static else len(batch)
+            yield batch + [batch[-1]] * (filled - len(batch))
 
     def _tokens_in_memory(self) -> int:
-        """Of how many tokens a batch may hold the keys and values."""
+        """Return how many tokens' keys and values a batch may hold.
+
+        Computed from the memory that the GPU has, not from what is free when the model is loaded: a part's batches must
+        not depend on what other processes hold at that moment.
+        """
         if self.device.type == "cpu":
             return sys.maxsize
         config = self.model.config.get_text_config()
         bytes_a_token = 2 * config.num_hidden_layers * config.hidden_size * self.model.dtype.itemsize
-        return int(SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(self.device)[0] / bytes_a_token)
+        weights = sum(weight.nbytes for weight in self.model.parameters())
+        total = torch.cuda.mem_get_info(self.device)[1]
+        return int(SHARE_OF_MEMORY * max(0, total - 2 * weights) / bytes_a_token)
 
     def _texts(self, tokens: np.ndarray) -> list[str]:
         """The first sentence of each row of new tokens."""
@@ -168,12 +174,6 @@ class LanguageModel:
 def _power_of_two(count: int) -> int:
     """The largest one that is at most so much; 0 of 0."""
     return 1 << (count.bit_length() - 1) if count else 0
-
-
-def _filled(count: int, static: bool) -> int:
-    """How many prompts a batch of `count` is made: as many as products want, and for graphs, which have fixed shapes, a
-    power of two, so that there are few of them."""
-    return max(FEWEST_ROWS, 1 << (count - 1).bit_length()) if static else rows_for(count)
 
 
 def _first_sentence(text: str) -> str:

@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from recap_ray.models.blocks import fill_rows
-
 MAPPERS = ("mlp", "transformer")
 
 # Embeddings in one forward pass, which bounds its memory: a transformer holds 80 positions of each.
@@ -40,10 +38,8 @@ class MapperShape:
 
 @torch.inference_mode()
 def prefixes(mapper: nn.Module, embeddings: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Prefixes (n, P, width) of embeddings (n, D), n at least 1; on a CPU a row is the same to the last bit whatever
-    the others are."""
-    batches = embeddings.split(MAPPED_AT_ONCE)
-    return torch.cat([mapper(fill_rows(batch)).to(dtype)[: len(batch)] for batch in batches])
+    """Prefixes (n, P, width) of embeddings (n, D), n at least 1."""
+    return torch.cat([mapper(batch).to(dtype) for batch in embeddings.split(MAPPED_AT_ONCE)])
 
 
 class MlpMapper(nn.Module):

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
+from threadpoolctl import threadpool_limits
 
 from recap_ray.errors import UserError
 from recap_ray.forecast import Workers
@@ -125,7 +127,7 @@ def model_actors(asked: tuple[int, int] | None, device: str, parts: int) -> Mode
     A range is for clusters that grow: they start small or from nothing, so that there is nothing to count. Of GPUs that
     are to come, too, two actors share one.
 
-    On a CPU each computes in one thread (Ray's setting for a share of a CPU): threads that share their cores with other
+    On a CPU each computes in one thread (`use_one_thread`): threads that share their cores with other
     work wait for each other at every operation, which made decoding with two threads beside one busy process 100 times
     slower than with one. Pictures are decoded on the same cores in between, which is about a hundredth of the work.
     """
@@ -169,6 +171,7 @@ class ModelActor(ABC):
             self.load(*arguments)
         except UserError as error:
             self.mistake = error
+        use_one_thread()
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         """What `process` makes of the block."""
@@ -183,6 +186,29 @@ class ModelActor(ABC):
     @abstractmethod
     def process(self, batch: dict[str, Any]) -> Any:
         """Turns one block into another."""
+
+
+def use_one_thread() -> None:
+    """Make torch and the BLAS of numpy compute in one thread in this process.
+
+    Ray asks for that through OMP_NUM_THREADS, but only where the machine has not set it, and not in a worker that had
+    loaded the libraries for another task. The number of threads changes how products are rounded, and a part's rows
+    must not depend on which process computed them.
+    """
+    if torch := sys.modules.get("torch"):  # stages that need no model do without it
+        torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
+
+
+@contextmanager
+def preserve_order() -> Iterator[None]:
+    """Make the datasets created within return their blocks in the order of their inputs, not as they are finished."""
+    options = DataContext.get_current().execution_options
+    before, options.preserve_order = options.preserve_order, True
+    try:
+        yield
+    finally:
+        options.preserve_order = before
 
 
 def cpu_stage() -> dict[str, Any]:

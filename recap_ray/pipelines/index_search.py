@@ -4,7 +4,8 @@
     mapped    the actors of a node map the files: the index is once in the node's memory, where the system keeps it
     spread    an actor on each node holds some of the shards; a query goes to all of them, and their results are merged
 
-On a CPU all three find the same to the last bit.
+On a CPU all three return bitwise identical scores: which one `auto` takes follows from the number of actors and the
+memory of the nodes, and a part's rows must not.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from recap_ray.alignment.cross_validation import FOLDS, deal
 from recap_ray.images import ImageLimits
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
-from recap_ray.pipelines.cluster import light_stage, ray_session
+from recap_ray.pipelines.cluster import light_stage, preserve_order, ray_session
 from recap_ray.pipelines.embedding import embed_pairs, slices
 from recap_ray.pipelines.fold_sums import Collector, Gathered, Summing, SumUp
 from recap_ray.progress import Progress
@@ -26,7 +26,8 @@ from recap_ray.settings import FitAlignmentSettings
 def gather_pairs(pairs: pa.Table, card: ClipCard, settings: FitAlignmentSettings) -> Gathered:
     """Runs pairs (columns image, source, captions) through CLIP on Ray and sums them, a part at a time.
 
-    The images of a part are of one fold, so that a part sends one set of sums.
+    The images of a part are of one fold, so that a part sends one set of sums. They are added in the order of the
+    parts: floating-point sums depend on it, and the same pairs must give the same alignment.
     """
     captions = sum(map(len, pairs["captions"].to_pylist()))
     summing = Summing.of(len(pairs), captions, card.embed_dim, settings)
@@ -35,7 +36,7 @@ def gather_pairs(pairs: pa.Table, card: ClipCard, settings: FitAlignmentSettings
     parts = [part for fold in by_fold for part in slices(fold, settings.part_rows)]
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     collected = Collector(summing)
-    with Progress("fit-alignment", len(pairs), "images") as progress, ray_session(settings):
+    with Progress("fit-alignment", len(pairs), "images") as progress, ray_session(settings), preserve_order():
         rows = embed_pairs(parts, card, Compute(settings.device, settings.precision), limits).map_batches(
             SumUp(summing, settings.clip), batch_format="numpy", **light_stage()
         )

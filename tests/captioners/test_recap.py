@@ -8,6 +8,7 @@ from recap_ray.images import ImageLimits
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.schema import CAPTIONER_COLUMNS
 from recap_ray.stage_times import CAPTIONING, StageClock
+from tests.near_ties import as_rows, assert_same_rows, margin_of
 
 SAMPLED = {"candidates": 3, "temperature": 1.0}
 BEAMS = {"candidates": 2, "beams": 4}
@@ -35,8 +36,24 @@ def test_every_column_is_filled_and_every_stage_timed(captioner, pictures):
 
 
 @pytest.mark.parametrize("order", [[0], [20, 3], list(range(21))[::-1], list(range(1, 21, 2))], ids=len)
-def test_a_row_is_the_same_to_the_last_bit_whatever_order_and_batch(captioner, pictures, order):
+def test_a_row_follows_from_its_image_and_key_in_any_order_and_batch(captioner, pictures, order):
     pixels, keys = pictures
-    whole = captioner.caption(pixels, keys, StageClock())
-    found = captioner.caption(pixels[order], [keys[i] for i in order], StageClock())
-    assert found == {name: [column[i] for i in order] for name, column in whole.items()}
+    whole = as_rows(captioner.caption(pixels, keys, StageClock()))
+    found = as_rows(captioner.caption(pixels[order], [keys[i] for i in order], StageClock()))
+    margin = lambda i: margin_of(captioner, pixels[order[i]], keys[order[i]])  # noqa: E731
+    assert_same_rows(found, [whole[i] for i in order], margin)
+
+
+def test_the_same_batch_gives_bitwise_identical_rows(captioner, pictures):
+    assert captioner.caption(*pictures, StageClock()) == captioner.caption(*pictures, StageClock())
+
+
+def test_the_margin_of_a_row_is_that_of_its_own_decisions(captioner, pictures):
+    """Else a difference could pass for a near tie, or a near tie for a mistake."""
+    margins = [margin_of(captioner, pixels, key) for pixels, key in zip(*pictures)]
+    assert sum(margin.is_near_tie() for margin in margins) <= 7  # of beams, whose means lie close together
+    rows = as_rows(captioner.caption(*pictures, StageClock()))
+    for row, margin in zip(rows, margins):
+        best, *others = sorted(set(row["candidate_scores"]), reverse=True)
+        if not margin.is_near_tie():
+            assert margin.ranking == pytest.approx(best - max(others, default=-np.inf), abs=1e-5)

@@ -1,11 +1,40 @@
 """Decoding as published loops do it: an image at a time, the whole sequence computed anew for every token.
 
-What batched decoding with a cache is tested against, and timed against in benchmarks/decode.py.
+What batched decoding with a cache is tested against, and timed against in benchmarks/decode.py. Beside the tokens it
+returns their margin: how far the closest decision was from another one. Two correct programs, or one program on two
+processors, may differ where the margin is of the size of rounding, and nowhere else.
 """
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
 from recap_ray.models.search import Decoding, draw_tokens, uniform_draws
+
+# Logits of random GPT-2 and Llama models (between -10 and 10) were seen to differ by at most 6e-5 between batches,
+# thread counts and instruction sets, those of T5, which does not scale its attention, by 7e-4; probabilities by less.
+ROUNDING, T5_ROUNDING = 1e-4, 1e-3
+
+
+class Written(NamedTuple):
+    """The tokens of each candidate of one prompt, the stop included, and their margin: in nats between options that are
+    ranked, in probability between a draw and the bounds that it falls between; the smallest of all."""
+
+    tokens: list[list[int]]
+    margin: float
+
+
+def assert_same_tokens(
+    found: Sequence[list[list[int]]], expected: Sequence[Written], rounding: float = ROUNDING, near_ties: float = 0.2
+) -> None:
+    """Compare the candidates of each prompt. Where they differ rounding must decide, and they may differ rarely."""
+    assert len(found) == len(expected) > 0
+    other = [i for i, written in enumerate(expected) if found[i] != written.tokens]
+    assert len(other) <= near_ties * len(expected), f"the tokens of {len(other)} of {len(expected)} prompts differ"
+    for i in other:
+        assert expected[i].margin < rounding, (i, found[i], expected[i])
 
 
 @torch.inference_mode()
@@ -21,9 +50,9 @@ def logits_after(model, prefix: torch.Tensor, rows: list[list[int]]) -> torch.Te
     return model(**given).logits[:, -1]
 
 
-def sample_naively(model, prefix, key: str, decoding: Decoding, stops: torch.Tensor) -> list[list[int]]:
-    """Each candidate's tokens, the stop included."""
-    candidates = []
+def sample_naively(model, prefix, key: str, decoding: Decoding, stops: torch.Tensor) -> Written:
+    """Each candidate's tokens."""
+    candidates, margin = [], float("inf")
     for draws in uniform_draws(key, decoding):
         tokens: list[int] = []
         for draw in draws:
@@ -31,28 +60,50 @@ def sample_naively(model, prefix, key: str, decoding: Decoding, stops: torch.Ten
             if not tokens:  # a caption has words
                 logits = logits.masked_fill(stops, -torch.inf)
             tokens.append(int(draw_tokens(logits, torch.tensor([draw]), decoding)))
+            margin = min(margin, margin_of_draw(logits[0], tokens[-1], float(draw), decoding))
             if stops[tokens[-1]]:
                 break
         candidates.append(tokens)
-    return candidates
+    return Written(candidates, margin)
 
 
-def beam_search_naively(model, prefix, beams: int, steps: int, stops: torch.Tensor) -> list[list[int]]:
+def margin_of_draw(logits: torch.Tensor, chosen: int, draw: float, decoding: Decoding) -> float:
+    """How far `logits` (V,) are from another token than the chosen one."""
+    if decoding.temperature == 0:
+        best, second = logits.topk(2).values.tolist()
+        return best - second
+    top, tokens = logits.double().topk(min(decoding.top_k + 1, len(logits)))
+    mass = (top[: decoding.top_k] / decoding.temperature).softmax(0).cumsum(0)
+    last = min(int((mass < decoding.top_p).sum()), len(mass) - 1)  # of the nucleus
+    rank = tokens.tolist().index(chosen)
+    margins = (mass[:last] - draw * mass[last]).abs().tolist()
+    for other in (last - 1, last + 1):  # a token that enters or leaves the nucleus moves the draw within it
+        if 0 <= other < len(mass) and int((mass[:other] <= draw * mass[other]).sum()) != rank:
+            margins.append(abs(float(mass[min(last, other)]) - decoding.top_p))
+    # Equal logits may change places.
+    gaps = (top[:-1] - top[1:]).tolist()
+    return min([*margins, *gaps[max(rank - 1, 0) : rank + 1]], default=float("inf"))
+
+
+def beam_search_naively(model, prefix, beams: int, steps: int, stops: torch.Tensor) -> Written:
     """All beams, best mean log-probability first, each up to its stop."""
     kept: list[tuple[list[int], float]] = [([], 0.0)]
+    margin = float("inf")
     for _ in range(steps):
-        going_on = [(tokens, total) for tokens, total in kept if not (tokens and stops[tokens[-1]])]
-        if not going_on:
+        active = [(tokens, total) for tokens, total in kept if not (tokens and stops[tokens[-1]])]
+        if not active:
             break
         options = [(total / len(tokens), tokens, total) for tokens, total in kept if tokens and stops[tokens[-1]]]
-        logits = logits_after(model, prefix, [tokens for tokens, _ in going_on])
-        if not going_on[0][0]:
+        logits = logits_after(model, prefix, [tokens for tokens, _ in active])
+        if not active[0][0]:
             logits = logits.masked_fill(stops, -torch.inf)
         added = logits.log_softmax(-1)
-        for (tokens, total), row in zip(going_on, added):
-            for token in row.topk(beams).indices.tolist():
+        for (tokens, total), row in zip(active, added):
+            for token in row.topk(beams + 1).indices.tolist():
                 new = total + float(row[token])
                 options.append((new / (len(tokens) + 1), [*tokens, token], new))
         options.sort(key=lambda option: -option[0])
+        margin = min(margin, options[beams - 1][0] - options[beams][0])
         kept = [(tokens, total) for _, tokens, total in options[:beams]]
-    return [tokens for tokens, _ in kept]
+    means = [total / len(tokens) for tokens, total in kept]
+    return Written([tokens for tokens, _ in kept], min([margin, *(a - b for a, b in pairwise(means))]))

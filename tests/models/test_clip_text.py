@@ -17,6 +17,7 @@ from recap_ray.models.clip_text import TextEncoder
 from recap_ray.models.device import Compute
 
 CPU = torch.device("cpu")
+ROUNDING = 1e-5  # of the entries of unit vectors; what padding or another text changes is far more
 VISION = {"layers": 1, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
 TEXT = {"context_length": 40, "width": 64, "heads": 2, "layers": 3}
 DECODER = {"context_length": 40, "width": 64, "heads": 2, "layers": 1}
@@ -94,19 +95,19 @@ def test_a_tower_that_is_not_what_it_seems_is_padded_and_said_so(caplog):
 
 
 @pytest.mark.parametrize("name", [*PACKED, "SigLIP"])
-def test_an_embedding_is_the_same_to_the_last_bit_in_any_batch(name):
+def test_an_embedding_does_not_depend_on_its_batch(name):
     clip = encoder(built(*(PACKED | PADDED)[name]))
     expected = clip.encode_texts(TEXTS)
     backwards = np.arange(len(TEXTS))[::-1]
     for tokens in (64, 128, 1024):
         clip.texts.batch_tokens = tokens
-        assert np.array_equal(clip.encode_texts([TEXTS[i] for i in backwards]), expected[backwards])
+        assert np.abs(clip.encode_texts([TEXTS[i] for i in backwards]) - expected[backwards]).max() < ROUNDING
         for size in (1, 2, 3, 5, 9):
             parts = [clip.encode_texts(TEXTS[i : i + size]) for i in range(0, len(TEXTS), size)]
-            assert np.array_equal(np.concatenate(parts), expected), (tokens, size)
+            assert np.abs(np.concatenate(parts) - expected).max() < ROUNDING, (tokens, size)
 
 
-def test_the_tiny_models_embeddings_are_the_same_to_the_last_bit_in_any_batch():
+def test_the_tiny_models_embeddings_do_not_depend_on_their_batch():
     clip = ClipEncoder(ClipCard.of("tiny"), Compute("cpu"))
     assert clip.texts.tower is not None
     texts = [f"a {a} circle above a {b} square" for a in COLOURS[:8] for b in COLOURS[:4]] + ["a star", ""]
@@ -116,17 +117,18 @@ def test_the_tiny_models_embeddings_are_the_same_to_the_last_bit_in_any_batch():
     for size in (1, 2, 3, 5, 7, 17, 34):
         rows = [order[i : i + size] for i in range(0, len(texts), size)]
         found_texts = np.concatenate([clip.encode_texts([texts[i] for i in part]) for part in rows])
-        assert np.array_equal(found_texts, expected[0][order]), size
-        assert np.array_equal(np.concatenate([clip.encode_images(pixels[part]) for part in rows]), expected[1][order])
+        found_images = np.concatenate([clip.encode_images(pixels[part]) for part in rows])
+        for found, whole in ((found_texts, expected[0]), (found_images, expected[1])):
+            assert np.abs(found - whole[order]).max() < ROUNDING, size
 
 
-def test_a_vision_transformers_embeddings_are_the_same_to_the_last_bit_in_any_batch():
+def test_a_vision_transformers_embeddings_do_not_depend_on_their_batch():
     clip = encoder(built(CLIP, {}))
     pixels = np.random.default_rng(0).integers(0, 256, (23, 32, 32, 3), np.uint8)
     expected = clip.encode_images(pixels)
     for size in (1, 2, 3, 5, 9):
         parts = [clip.encode_images(pixels[i : i + size]) for i in range(0, len(pixels), size)]
-        assert np.array_equal(np.concatenate(parts), expected), size
+        assert np.abs(np.concatenate(parts) - expected).max() < ROUNDING, size
 
 
 def test_each_distinct_text_is_computed_once_and_no_token_after_its_end(monkeypatch):
@@ -139,7 +141,7 @@ def test_each_distinct_text_is_computed_once_and_no_token_after_its_end(monkeypa
 
     monkeypatch.setattr(clip_tower.PackedTower, "__call__", counting)
     clip.encode_texts(["a dog", "a dog", "a cat"] * 100)
-    assert tokens == [24]  # two texts of four tokens, and fourteen of one or three that fill up
+    assert tokens == [8]  # two texts of four tokens
 
 
 def test_batches_are_of_equal_tokens_not_of_equal_texts():

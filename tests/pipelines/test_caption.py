@@ -1,11 +1,15 @@
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -17,6 +21,8 @@ from recap_ray.pipelines.verify import verify
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY
 from recap_ray.settings import VerifySettings
 from recap_ray.stage_times import STAGES
+from tests.near_ties import assert_same_rows
+from tests.two_nodes import kill_with_all_below
 
 
 def rows_of(output) -> list[dict]:
@@ -25,6 +31,16 @@ def rows_of(output) -> list[dict]:
 
 def part_times(output) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (Path(output) / "captions").glob("part-*.parquet")}
+
+
+def contents(output) -> dict[str, bytes]:
+    """The bytes of each part."""
+    return {path.name: path.read_bytes() for path in (Path(output) / "captions").glob("part-*.parquet")}
+
+
+def without_ray_address() -> dict[str, str]:
+    """The environment of a driver that starts a Ray of its own."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 def verified(settings) -> int:
@@ -122,10 +138,36 @@ def test_new_images_are_done_and_finished_parts_left_alone(built, tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == 20
 
 
-def test_rows_do_not_depend_on_parts_or_workers(finished, built, tmp_path):
-    whole = built.caption_settings(tmp_path / "out", part_rows=37, gpu_actors="2")
-    assert caption(whole) == 0
-    assert rows_of(whole.output) == rows_of(finished.output)
+def test_rows_do_not_depend_on_the_number_of_actors(finished, built, tmp_path):
+    other = built.caption_settings(tmp_path / "out", gpu_actors="2")
+    assert caption(other) == 0
+    assert contents(other.output) == contents(finished.output)
+
+
+def test_rows_of_larger_parts_differ_by_near_ties_alone(finished, built, file_margins, tmp_path):
+    larger = built.caption_settings(tmp_path / "out", part_rows=37)
+    assert caption(larger) == 0
+    found, expected = rows_of(larger.output), rows_of(finished.output)
+    assert [row["key"] for row in found] == [row["key"] for row in expected]
+    assert_same_rows(found, expected, lambda i: file_margins(Path(expected[i]["source"])))
+
+
+def test_a_driver_killed_between_its_parts_leaves_a_run_that_ends_as_an_undisturbed_one(finished, built, tmp_path):
+    settings = built.caption_settings(tmp_path / "out")
+    command = [sys.executable, "-m", "recap_ray", "caption", *built.caption_flags(tmp_path / "out", candidates=4)]
+    given = ["--part-rows", "16", "--gpu-actors", "1", "--num-cpus", "2", "--object-store-mb", "512"]
+    driver = subprocess.Popen([*command, *given], env=without_ray_address(), start_new_session=True)
+    try:
+        while not part_times(settings.output):
+            assert driver.poll() is None
+            time.sleep(0.05)
+    finally:
+        kill_with_all_below(psutil.Process(driver.pid))
+        driver.wait()
+    before = part_times(settings.output)
+    assert caption(settings) == 0
+    assert part_times(settings.output).items() >= before.items()
+    assert contents(settings.output) == contents(finished.output)
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

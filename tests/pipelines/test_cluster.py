@@ -1,11 +1,17 @@
 """Starting Ray on a busy machine, and how many actors hold models on which machines."""
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
+import ray
 
 from recap_ray.errors import UserError
 from recap_ray.forecast import Workers
 from recap_ray.pipelines import cluster
-from recap_ray.pipelines.cluster import ModelActors, model_actors
+from recap_ray.pipelines.cluster import ModelActors, model_actors, preserve_order
 from recap_ray.settings import RaySettings
 
 TOO_LATE = "The current node timed out during startup. This could happen because ..."
@@ -53,6 +59,33 @@ def test_an_address_without_a_ray_is_told(starts, monkeypatch):
         cluster.ray_session(RaySettings()),
     ):
         pass
+
+
+def test_blocks_come_in_order_where_that_is_asked_for(ray_running):
+    def slow_at_first(batch):
+        time.sleep(2 if batch["n"][0] == 0 else 0)
+        return batch
+
+    with preserve_order():
+        dataset = ray.data.from_items([{"n": n} for n in range(6)], override_num_blocks=6)
+    assert [row["n"] for row in dataset.map_batches(slow_at_first, num_cpus=0.25).iter_rows()] == list(range(6))
+    assert not ray.data.DataContext.get_current().execution_options.preserve_order
+
+
+def test_an_actor_computes_in_one_thread_whatever_it_was_started_with():
+    code = """
+import numpy, torch, threadpoolctl
+from recap_ray.pipelines.cluster import ModelActor
+class Actor(ModelActor):
+    load = process = lambda self, *_: None
+before = torch.get_num_threads()
+Actor(options={})
+blas = [info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
+print(before, torch.get_num_threads(), max(blas))
+"""
+    variables = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    printed = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+    assert printed.stdout.split() == ["2", "1", "1"]
 
 
 @pytest.mark.parametrize(
