@@ -66,7 +66,10 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
-                _system_config={"idle_worker_killing_time_threshold_ms": IDLE_WORKERS_KEPT_MS},
+                _system_config={
+                    "idle_worker_killing_time_threshold_ms": IDLE_WORKERS_KEPT_MS,
+                    "preload_python_modules": ["recap_ray.pipelines.fewer_collections"],
+                },
                 runtime_env={"worker_process_setup_hook": "recap_ray.pipelines.quiet.hush"} if training else None,
                 **common,
             )

@@ -1,6 +1,5 @@
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,23 @@ from recap_ray.metrics.retrieval import ranks, retrieval_scores
 from recap_ray.models.clip import ClipCard
 from recap_ray.pipelines import pair_moments
 from recap_ray.pipelines.fit_alignment import fit_alignment
-from recap_ray.pipelines.fold_sums import Collector, SumUp
+from recap_ray.pipelines.fold_sums import Collector
 from recap_ray.settings import FitAlignmentSettings
 from recap_ray.tables import read_pairs
 from tests.pipelines.embedded import embed_in_one_go
+from tests.slow_sums import FirstFoldLate
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_a_fit_spread_over_parts_equals_one_in_a_single_process(normalise, built, clip, tmp_path):
+def test_a_fit_spread_over_parts_equals_one_in_a_single_process(normalise, built, clip, tmp_path, monkeypatch):
+    folds, add = [], Collector.add
+    monkeypatch.setattr(pair_moments, "SumUp", FirstFoldLate)
+    monkeypatch.setattr(Collector, "add", lambda self, number, fold: folds.append(number) or add(self, number, fold))
     given = {"pairs": str(built.world.pairs), "output": str(tmp_path / "out"), "clip": "tiny", "num_cpus": 2}
     shape = {"method": "procrustes", "center": True, "standardise": False, "normalise": normalise, "part_rows": 37}
     assert fit_alignment(FitAlignmentSettings(**given, **shape)) == 0
+    # In the order of the parts, whenever they end: sums of floating-point numbers depend on it.
+    assert folds == sorted(folds) and set(folds) == set(range(FOLDS))
     moments = Moments.zeros(ClipCard.of("tiny").embed_dim)
     pairs = embed_in_one_go(built.world.pairs, clip)
     moments.add(pairs)
@@ -39,26 +44,6 @@ def test_a_fit_spread_over_parts_equals_one_in_a_single_process(normalise, built
         assert np.abs(fitted.text_mean - expected.text_mean).max() < 1e-5
     else:
         assert np.linalg.norm(fitted.image_mean) > 1.5 * np.linalg.norm(expected.image_mean)  # of raw embeddings
-
-
-class FirstFoldLate(SumUp):
-    """Sums the parts of the first fold so slowly that others end before them."""
-
-    def __call__(self, batch):
-        row = super().__call__(batch)
-        time.sleep(3 if row["fold"][0] == 0 else 0)
-        return row
-
-
-def test_parts_are_added_in_their_order_whenever_they_end(loop_settings, tmp_path, monkeypatch):
-    """Sums of floating-point numbers depend on it, and so would the last digits of the alignment."""
-    folds, add = [], Collector.add
-    monkeypatch.setattr(pair_moments, "SumUp", FirstFoldLate)
-    monkeypatch.setattr(Collector, "add", lambda self, number, fold: folds.append(number) or add(self, number, fold))
-    given = {"pairs": loop_settings.pairs, "image_root": loop_settings.image_root, "method": "ridge"}
-    settings = FitAlignmentSettings(output=str(tmp_path / "out"), clip="tiny", num_cpus=2, **given)
-    assert fit_alignment(settings) == 0
-    assert folds == sorted(folds) and len(set(folds)) == FOLDS
 
 
 def test_auto_lists_every_candidate_and_gains_at_least_what_ridge_gains_on_the_shifted_style(built, clip, tmp_path):
