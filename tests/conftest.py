@@ -53,10 +53,11 @@ def s3():
 @pytest.fixture(scope="session")
 def ray_running(s3):
     """Ray started once, whose workers know of the store; the jobs called in this process use it."""
-    from recap_ray.pipelines.cluster import ray_session
+    from recap_ray.pipelines import cluster
     from recap_ray.settings import RaySettings
 
-    with ray_session(RaySettings(**RAY_LIMITS)):
+    cluster.IDLE_WORKERS_KEPT_MS = 600_000  # tests without Ray come in between, and each new worker loads torch
+    with cluster.ray_session(RaySettings(**RAY_LIMITS)):
         yield
 
 
