@@ -19,7 +19,13 @@ from recap_ray.images import ImageLimits
 from recap_ray.models.slot_cache import IMPLEMENTATION
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.settings import CaptionSettings
-from tests.models.naive import ROUNDING, Written, beam_search_naively, sample_naively
+from tests.models.naive import (
+    ROUNDING,
+    Written,
+    assert_same_but_for_near_ties,
+    beam_search_naively,
+    sample_naively,
+)
 
 COSINE_ROUNDING = 1e-5  # cosines of the embedded CLIP and of ViT-B/32 were seen to differ by at most 1e-6
 SCORES_AGREE = 1e-4  # README's promise
@@ -108,16 +114,12 @@ def score_difference(one: Row, other: Row) -> float:
     return float(np.abs(np.concatenate(scores[0]) - np.concatenate(scores[1])).max(initial=0))
 
 
-def assert_same_rows(found: list[Row], expected: list[Row], margin: Callable[[int], Margin], near_ties: float = 0.1):
-    """Compare rows in order: texts where rounding cannot decide, scores within SCORES_AGREE. Few rows may be near ties,
-    which are shown to be by `margin` of their number."""
-    assert len(found) == len(expected) > 0
-    other = [i for i, rows in enumerate(zip(found, expected)) if not same_texts(*rows)]
-    assert len(other) <= near_ties * len(expected), f"{len(other)} of {len(expected)} rows differ"
-    for i in other:
-        assert margin(i).is_near_tie(), (margin(i), found[i], expected[i])
-    differences = [score_difference(*rows) for i, rows in enumerate(zip(found, expected)) if i not in other]
-    assert max(differences, default=0) < SCORES_AGREE
+def assert_same_rows(found: list[Row], expected: list[Row], margin: Callable[[int], Margin]) -> None:
+    """Compare rows in order: texts but for near ties, which `margin` of a row's number shows to be some, and the scores
+    of equal texts within SCORES_AGREE."""
+    texts = [[[row[name] for name in TEXTS] for row in rows] for rows in (found, expected)]
+    assert_same_but_for_near_ties(*texts, lambda i: margin(i).is_near_tie())
+    assert all(score_difference(*rows) < SCORES_AGREE for rows in zip(found, expected) if same_texts(*rows))
 
 
 def as_rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def test_without_a_key_the_caption_follows_from_the_picture_alone(captioner, fil
         [pixels] = captioner.loader({"source": pictures[i : i + 1]})["pixels"]
         return margin_of(captioner.captioner, pixels, keys_of_digests[i])
 
-    assert_same_rows(as_rows(captioner.caption(pictures[::-1]))[::-1], first, margin, near_ties=0.4)
+    assert_same_rows(as_rows(captioner.caption(pictures[::-1]))[::-1], first, margin)
 
 
 def test_a_bad_image_is_a_result_with_an_error_between_the_others(captioner, files, tmp_path):

@@ -12,6 +12,8 @@ from recap_ray.models.slot_cache import IMPLEMENTATION
 from tests.models.naive import (
     ROUNDING,
     T5_ROUNDING,
+    Written,
+    assert_same_but_for_near_ties,
     assert_same_tokens,
     beam_search_naively,
     logits_after,
@@ -63,6 +65,11 @@ def rounding_of(decoder: Decoder) -> float:
     return T5_ROUNDING if decoder.encodes else ROUNDING
 
 
+def near_ties(decoder, model, prompts, keys, decoding, stops):
+    """Whether rounding can decide the tokens of the prompt of a number."""
+    return lambda i: naive(model, prefixes(prompts)[i], keys[i], decoding, stops).margin < rounding_of(decoder)
+
+
 def prompts_of(decoder: Decoder, count: int, longest: int = 40) -> Prompts:
     rng = np.random.default_rng(1)
     lengths = rng.integers(1, longest, count)
@@ -85,6 +92,13 @@ def _up_to_stop(row: list[int], stops: torch.Tensor) -> list[int]:
     return row[: next((i + 1 for i, token in enumerate(row) if stops[token]), len(row))]
 
 
+def naive(model, prefix: torch.Tensor, key: str, decoding: Decoding, stops: torch.Tensor) -> Written:
+    """One prompt alone."""
+    if decoding.beams:
+        return beam_search_naively(model, prefix, decoding.beams, decoding.max_new_tokens, stops)
+    return sample_naively(model, prefix, key, decoding, stops)
+
+
 def prefixes(prompts: Prompts) -> list[torch.Tensor]:
     return [embeddings[:length] for embeddings, length in zip(prompts.embeddings, prompts.lengths.tolist())]
 
@@ -104,12 +118,7 @@ def test_a_batch_with_a_shared_cache_equals_the_naive_loop(pair, decoding, share
     prompts, stops = prompts_of(decoder, 9), stopping(share)
     keys = [f"image {i}" for i in range(9)]
     found = cut(search(decoder, prompts, keys, stops, decoding), stops)
-    expected = []
-    for key, prefix in zip(keys, prefixes(prompts)):
-        if decoding.beams:
-            expected.append(beam_search_naively(model, prefix, decoding.beams, STEPS, stops))
-        else:
-            expected.append(sample_naively(model, prefix, key, decoding, stops))
+    expected = [naive(model, prefix, key, decoding, stops) for key, prefix in zip(keys, prefixes(prompts))]
     assert_same_tokens(found, expected, rounding_of(decoder))
 
 
@@ -179,7 +188,8 @@ def test_the_fixed_shapes_of_a_gpu_give_the_same_tokens(kind, beams):
         keys = [f"image {seed} {i}" for i in range(9)]
         prompts = prompts_of(free, 9)[[(i + seed) % 9 for i in range(9)]]
         expected, found = (cut(search(d, prompts, keys, stops, decoding), stops) for d in (free, fixed))
-        assert found == expected
+        near_tie = near_ties(free, made(kind, "eager"), prompts, keys, decoding, stops)
+        assert_same_but_for_near_ties(found, expected, near_tie)
         assert len(fixed.caches) == 1
 
 
@@ -191,7 +201,9 @@ def test_to_look_only_now_and_then_which_slots_have_ended_changes_nothing(kind, 
     stops, prompts, keys = stopping(0.3), prompts_of(decoder, 9), [f"image {i}" for i in range(9)]
     expected = cut(search(decoder, prompts, keys, stops, decoding), stops)
     decoder.look_every = 4
-    assert cut(search(decoder, prompts, keys, stops, decoding), stops) == expected
+    found = cut(search(decoder, prompts, keys, stops, decoding), stops)
+    near_tie = near_ties(decoder, made(kind, "eager"), prompts, keys, decoding, stops)
+    assert_same_but_for_near_ties(found, expected, near_tie)
 
 
 class NothingIsReadBack(TorchDispatchMode):
