@@ -8,6 +8,7 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 unexport PYTHONDONTWRITEBYTECODE
 # What a machine may set for other projects: other modules, asserts left out, pip outside of .venv, pytest's options.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH PYTHONOPTIMIZE PYTHONWARNINGS
+unexport RECAP_RAY_TESTS_MADE RECAP_RAY_TESTS_THREADS
 unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES PYTEST_ADDOPTS PYTEST_PLUGINS PYTEST_DISABLE_PLUGIN_AUTOLOAD
 export RAY_USAGE_STATS_ENABLED := 0
 

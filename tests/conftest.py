@@ -10,7 +10,10 @@ from pathlib import Path
 
 # Tests use the Ray, the store and the servers that they start themselves, and read text as a pipe gets it. What the
 # machine sets for clusters, stores, proxies, terminals and figures must not reach them.
-FOREIGN = r"(AWS|RAY)_(?!TMPDIR)\w+|\w+_PROXY|_?JAVA_\w*OPTIONS|(FORCE|NO)_COLOR|CLICOLOR\w*|COLUMNS|LINES|MPL\w+"
+FOREIGN = (
+    r"(AWS|RAY|FSSPEC|HF|TRANSFORMERS)_(?!TMPDIR)\w+|\w+_PROXY|_?JAVA_\w*OPTIONS|(FORCE|NO)_COLOR|CLICOLOR\w*|COLUMNS"
+    r"|LINES|MPL\w+"
+)
 for name in [name for name in os.environ if re.fullmatch(FOREIGN, name, re.IGNORECASE)]:
     del os.environ[name]
 
@@ -27,9 +30,9 @@ torch.set_num_threads(int(os.environ["OPENBLAS_NUM_THREADS"]))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
-# What mapping an index leaves on a node; gone when the session ends.
+# What mapping an index leaves on a node, and no model of a hub; gone when the session ends.
 node_cache = tempfile.TemporaryDirectory(prefix="recap-ray-tests-")
-os.environ["RECAP_RAY_CACHE"] = node_cache.name
+os.environ |= {"RECAP_RAY_CACHE": node_cache.name, "HF_HOME": f"{node_cache.name}/hub"}
 
 RAY_LIMITS = {"num_cpus": 2, "object_store_mb": 512}
 TINY = {"clip": "tiny", "language_model": "tiny"}

@@ -65,7 +65,8 @@ def margin_of(captioner: ClipCaptioner, pixels: np.ndarray, key: str) -> Margin:
         prefix = captioner.prefix_of(captioner.mapper_inputs(images, aligned)).embeddings[0]
     written = written_naively(captioner, prefix, key)
     texts = captioner.language_model._texts(padded(written.tokens[: captioner.decoding.candidates]))
-    cosines = sorted(captioner.clip.encode_texts(list(dict.fromkeys(texts))) @ aligned[0], reverse=True)
+    written_texts = [text for text in dict.fromkeys(texts) if text]  # a blank candidate is never chosen
+    cosines = sorted(captioner.clip.encode_texts(written_texts) @ aligned[0], reverse=True)
     ranking = cosines[0] - cosines[1] if len(cosines) > 1 else np.inf
     return Margin(float(neighbours), written.margin, float(ranking))
 
@@ -110,8 +111,8 @@ def same_texts(one: Row, other: Row) -> bool:
 
 def score_difference(one: Row, other: Row) -> float:
     """The largest difference between the scores of two rows of the same texts."""
-    scores = [[np.array(row[name], float).ravel() for name in SCORES if row[name] is not None] for row in (one, other)]
-    return float(np.abs(np.concatenate(scores[0]) - np.concatenate(scores[1])).max(initial=0))
+    pairs = [(one[name], other[name]) for name in SCORES if one[name] is not None]
+    return max((float(np.abs(np.subtract(*pair)).max(initial=0)) for pair in pairs), default=0.0)
 
 
 def assert_same_rows(found: list[Row], expected: list[Row], margin: Callable[[int], Margin]) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 AT_ONCE = 2
-LIMIT_S = 600
+LIMIT_S = 1200
 NUMERIC = [
     "tests/alignment/test_linear_map.py",
     "tests/alignment/test_moments.py",
@@ -93,14 +94,21 @@ def imitate(switch: str, plain: dict[str, str], folder: Path) -> Outcome:
         try:
             found = probe(variables)
         except subprocess.CalledProcessError as error:
-            return Outcome(name, detail=f"skipped: the libraries refuse it here ({last_line(error.stderr)})")
+            code = error.returncode
+            reason = signal.Signals(-code).name if code < 0 else last_line(error.stderr)
+            return Outcome(name, detail=f"skipped: this processor cannot run it ({reason})")
         if found["digest"] == plain["digest"]:
             return Outcome(name, detail="skipped: it changes no result on this processor")
     started = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={folder / slug(name)}"]
     shared = {"RECAP_RAY_TESTS_MADE": str(folder / "made")}
+    # A child that hangs is ended by `timeout`, and has failed.
     child = subprocess.run(
-        [*command, *NUMERIC], cwd=ROOT, env=environment(variables | shared), capture_output=True, text=True
+        ["timeout", str(LIMIT_S), *command, *NUMERIC],
+        cwd=ROOT,
+        env=environment(variables | shared),
+        capture_output=True,
+        text=True,
     )
     counts = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|error)", last_line(child.stdout))}
     failed = counts.get("failed", 0) + counts.get("error", 0)

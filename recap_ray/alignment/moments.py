@@ -1,4 +1,4 @@
-"""Sums over image-caption pairs: all that a fit needs, one pass, O(d^2) numbers, mergeable in any order.
+"""Sums over image-caption pairs: all that a fit needs, one pass, O(d^2) numbers, mergeable in any order up to rounding.
 
 Products are taken of deviations from each block's own means and joined by the pairwise update of Chan, Golub and
 LeVeque (1983, "Algorithms for computing the sample variance"): CLIP embeddings share a large mean, beside which

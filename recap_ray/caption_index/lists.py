@@ -79,8 +79,8 @@ def centroids_of(trained: Any) -> Any:
 
 
 def train_lists(folder: Path, shard_rows: list[int], layout: Layout, threads: int) -> None:
-    """Draws rows from the flat shards in `folder` and commits queries.npy and trained.faiss; the same rows, the same
-    files."""
+    """Draws rows from the flat shards in `folder` and commits queries.npy and trained.faiss: the same files for
+    the same rows and threads on the same kind of machine."""
     faiss.omp_set_num_threads(threads)
     rng = np.random.default_rng(SEED)
     rows = sum(shard_rows)

@@ -15,9 +15,9 @@ from recap_ray.caption_index.nearest import SPARE, FlatByFaiss, Nearest
 from recap_ray.caption_index.shard import IndexShard, faiss
 
 CHUNK_ROWS = 65_536  # rows of a shard in one product on the GPU: 1,024 queries then need 256 MiB for their scores
-# Of a GPU's memory that an index may take. As much again goes to the language model's keys and values, both twice
-# because of the second actor; the rest is for the weights, the batches of CLIP and the logits. A share of all memory,
-# not of what is free: whether the GPU or FAISS on the CPU computes the scores must not depend on other processes.
+# Of a GPU's memory that an index may take. As much again goes to the language model's keys and values, and each of the
+# two actors of a GPU takes both; the rest is for the weights, the batches of CLIP and the logits. A share of all
+# memory, not of what is free: whether the GPU or FAISS on the CPU computes scores must not depend on other processes.
 SHARE_OF_MEMORY = 0.15
 FAISS_GPU_BYTES = 256 * 2**20  # that FAISS may work in; by itself it takes 1.5 GiB for each of its resources
 

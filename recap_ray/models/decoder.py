@@ -236,6 +236,8 @@ def can_be_captured(model: Any) -> bool:
         decoder.begin(decoder.embedded(prompts), 1, 2)
         decoder.step(torch.full_like(rows, 6), rows)
         torch.cuda.synchronize()
+    except torch.OutOfMemoryError:  # says something of the moment, not of the model
+        raise
     except Exception as error:  # whatever the architecture does
         log.warning("%s runs without CUDA graphs, which is slower: %s", type(model).__name__, first_line(error))
         return False

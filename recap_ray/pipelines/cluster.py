@@ -130,9 +130,9 @@ def model_actors(asked: tuple[int, int] | None, device: str, parts: int) -> Mode
     A range is for clusters that grow: they start small or from nothing, so that there is nothing to count. Of GPUs that
     are to come, too, two actors share one.
 
-    On a CPU each computes in one thread (`use_one_thread`): threads that share their cores with other
-    work wait for each other at every operation, which made decoding with two threads beside one busy process 100 times
-    slower than with one. Pictures are decoded on the same cores in between, which is about a hundredth of the work.
+    On a CPU each computes in one thread (`use_one_thread`): threads that share their cores with other work wait for
+    each other at every operation, which made decoding with two threads beside one busy process 100 times slower than
+    with one. Pictures are decoded on the same cores in between, which is about a hundredth of the work.
     """
     gpus = 0 if device == "cpu" else int(_resource("GPU"))
     on_gpus = gpus > 0 or device == "cuda"
@@ -174,12 +174,12 @@ class ModelActor(ABC):
             self.load(*arguments)
         except UserError as error:
             self.mistake = error
-        use_one_thread()
 
     def __call__(self, batch: dict[str, Any]) -> Any:
         """What `process` makes of the block."""
         if self.mistake:
             raise self.mistake
+        use_one_thread()  # here, for Ray Data calls an actor in another thread than it makes it in
         return self.process(batch)
 
     @abstractmethod
@@ -192,7 +192,7 @@ class ModelActor(ABC):
 
 
 def use_one_thread() -> None:
-    """Make torch and the BLAS of numpy compute in one thread in this process.
+    """Make torch, numpy and FAISS compute in one thread when they are called from this thread.
 
     Ray asks for that through OMP_NUM_THREADS, but only where the machine has not set it, and not in a worker that had
     loaded the libraries for another task. The number of threads changes how products are rounded, and a part's rows
@@ -200,7 +200,7 @@ def use_one_thread() -> None:
     """
     if torch := sys.modules.get("torch"):  # stages that need no model do without it
         torch.set_num_threads(1)
-    threadpool_limits(1, user_api="blas")
+    threadpool_limits(1)  # OpenMP and MKL keep a limit for each thread that calls them
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from recap_ray.alignment import EmbeddedPairs, Fold, Moments, products_dtype
 from recap_ray.alignment.cross_validation import FOLDS, deal
@@ -77,7 +78,8 @@ class SumUp:
         pairs, names = EmbeddedPairs.from_bytes(batch["pairs"][0]), list(batch["images"][0])
         check_embeddings(pairs.images, lambda i: f"--clip {self.clip}: the embedding of the image {names[i]}")
         check_embeddings(pairs.texts, lambda i: f"--clip {self.clip}: a caption of the image {names[pairs.owner[i]]}")
-        folds = self.summing(pairs, names) or {-1: Fold(Moments.zeros(0), pairs)}
+        with threadpool_limits(1):  # sums are rounded by the number of threads: see cluster.use_one_thread
+            folds = self.summing(pairs, names) or {-1: Fold(Moments.zeros(0), pairs)}
         [(number, fold)] = folds.items()
         return {
             "fold": np.array([number]),

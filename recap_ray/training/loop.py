@@ -1,4 +1,5 @@
-"""The training loop of one worker among several: the same steps and the same losses however many there are.
+"""The training loop of one worker among several: the same steps and, up to rounding and dropout, the same losses
+however many there are.
 
     O/checkpoint.safetensors   weights that change, AdamW's moments, and where the loop is: it goes on from there
     O/best.safetensors         the weights of the epoch that validated best so far
@@ -6,7 +7,7 @@
 
 Order, noise and dropout of a step follow from the seed and the step, so that a loop that was killed goes on along the
 same losses. Workers add up gradients of sums of losses, each divided by the tokens of the whole batch, which they count
-together: what is learned does not depend on how a batch is cut.
+together: without dropout what is learned depends on how a batch is cut by rounding alone.
 """
 
 from __future__ import annotations

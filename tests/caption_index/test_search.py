@@ -144,6 +144,17 @@ def test_the_cpu_is_searched_by_faiss_and_a_build_without_gpu_is_seen(tmp_path):
     assert on_gpu.faiss_gpu_works(CPU) == hasattr(faiss, "StandardGpuResources")
 
 
+@pytest.mark.parametrize("free", [0, 100_000])
+@pytest.mark.parametrize("total, expected", [(100_000, "on the GPU"), (40_000, "FAISS on the CPU")])
+def test_an_index_goes_to_a_gpu_by_its_memory_and_not_by_what_is_free(tmp_path, monkeypatch, free, total, expected):
+    shards = CaptionIndex.open(write_flat(tmp_path, unit(100, 32), [])).shards  # 12,800 bytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    monkeypatch.setattr(on_gpu, "faiss_gpu_works", lambda device: False)
+    on_a_gpu = type("OnAGpu", (), {"__init__": lambda self, *_: None, "label": "on the GPU"})
+    monkeypatch.setattr(on_gpu, "ProductOnGpu", on_a_gpu)
+    assert on_gpu.open_flat(shards, 32, torch.device("cuda")).label == expected
+
+
 MEMORY_TAKEN = """
 import sys
 from pathlib import Path

@@ -134,6 +134,15 @@ def test_a_coarser_precision_gives_nearly_the_same_logits(tiny, precision):
     assert torch.cosine_similarity(found, expected).min() > 0.999
 
 
+@pytest.mark.parametrize("free", [0, 2**30, 8 * 2**30])
+def test_batches_on_a_gpu_follow_from_its_memory_and_not_from_what_is_free(tiny, monkeypatch, free):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 8 * 2**30))
+    model = LanguageModel.__new__(LanguageModel)
+    model.model, model.device = tiny.model, torch.device("cuda")
+    bytes_a_token = 2 * tiny.model.config.n_layer * tiny.model.config.n_embd * 4
+    assert model._tokens_in_memory() == pytest.approx(0.15 * 8 * 2**30 / bytes_a_token, rel=0.01)
+
+
 def test_an_unknown_precision_is_one_line():
     with pytest.raises(UserError, match="--precision half is no precision: expected one of auto, float32"):
         LanguageModel("tiny", Compute("cpu", "half"))

@@ -72,20 +72,23 @@ def test_blocks_come_in_order_where_that_is_asked_for(ray_running):
     assert not ray.data.DataContext.get_current().execution_options.preserve_order
 
 
-def test_an_actor_computes_in_one_thread_whatever_it_was_started_with():
+def test_an_actor_computes_in_one_thread_in_whatever_thread_it_is_called():
+    """As Ray Data does, which makes it in another one."""
     code = """
-import numpy, torch, threadpoolctl
+from concurrent.futures import ThreadPoolExecutor
+import faiss, numpy, torch, threadpoolctl
 from recap_ray.pipelines.cluster import ModelActor
+def threads():
+    return torch.get_num_threads(), max(info["num_threads"] for info in threadpoolctl.threadpool_info())
 class Actor(ModelActor):
-    load = process = lambda self, *_: None
-before = torch.get_num_threads()
-Actor(options={})
-blas = [info["num_threads"] for info in threadpoolctl.threadpool_info() if info["user_api"] == "blas"]
-print(before, torch.get_num_threads(), max(blas))
+    load = lambda self: None
+    process = lambda self, batch: threads()
+actor = Actor(options={})
+print(*threads(), *ThreadPoolExecutor(1).submit(actor, {}).result())
 """
     variables = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     printed = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
-    assert printed.stdout.split() == ["2", "1", "1"]
+    assert printed.stdout.split() == ["2", "2", "1", "1"]
 
 
 @pytest.mark.parametrize(
