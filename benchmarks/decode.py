@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from recap_ray.models.decoder import Decoder, Prompts
 from recap_ray.models.search import Decoding, search
 from recap_ray.models.slot_cache import IMPLEMENTATION
-from tests.models.naive import ROUNDING, Written, beam_search_naively, sample_naively
+from tests.models.naive import ROUNDING, Written, write_naively
 
 PREFIX, PROMPT, STEPS = 10, 70, 20
 GREEDY = Decoding(candidates=1, temperature=0, max_new_tokens=STEPS)
@@ -125,9 +125,7 @@ def prefixes(decoder: Decoder, count: int) -> Prompts:
 
 def naively(plain: Any, prompts: Prompts, i: int, decoding: Decoding, stops: torch.Tensor) -> Written:
     """One image alone."""
-    if decoding.beams:
-        return beam_search_naively(plain, prompts.embeddings[i], decoding.beams, STEPS, stops)
-    return sample_naively(plain, prompts.embeddings[i], str(i), decoding, stops)
+    return write_naively(plain, prompts.embeddings[i], str(i), decoding, stops)
 
 
 def timed(work: Callable[[], Any]) -> float:

@@ -16,7 +16,7 @@ from recap_ray.models.decoder_card import DecoderCard
 from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.models.search import Decoding, search
 from recap_ray.settings import CaptionSettings
-from tests.models.naive import assert_same_tokens, beam_search_naively, sample_naively
+from tests.models.naive import assert_same_tokens, write_naively
 from tests.models.published import mlp_shapes, naive_prefix, published_state, random_gpt2, transformer_shapes
 
 VOCABULARY = 426  # of the embedded tokenizer
@@ -94,10 +94,7 @@ def test_an_imported_decoder_writes_the_tokens_of_the_naive_loop_over_the_publis
     expected = []
     for embedding in torch.from_numpy(embeddings):
         prefix = naive_prefix(state, embedding, gpt2.config.n_embd, heads)
-        if beams:
-            expected.append(beam_search_naively(gpt2, prefix, beams, STEPS, stops))
-        else:
-            expected.append(sample_naively(gpt2, prefix, "", decoding, stops))
+        expected.append(write_naively(gpt2, prefix, "", decoding, stops))
     cut = [
         [row[: len(own)].tolist() for row, own in zip(rows, written.tokens)] for rows, written in zip(found, expected)
     ]

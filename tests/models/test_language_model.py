@@ -20,7 +20,7 @@ from recap_ray.models.language_model import (
     language_model_identity,
 )
 from recap_ray.models.search import Decoding, draw_tokens, uniform_draws
-from tests.models.naive import T5_ROUNDING, Written, assert_same_tokens, beam_search_naively, sample_naively
+from tests.models.naive import T5_ROUNDING, Written, assert_same_tokens, write_naively
 
 PROMPTS = [
     "Similar images show: a red circle above a blue square. This image shows:",
@@ -44,10 +44,7 @@ def plain():
 def naive(tiny, plain, prompt: str, key: str, decoding: Decoding) -> Written:
     """The captions of a prompt computed alone, token by token, candidate by candidate, in place of their tokens."""
     prefix = plain.get_input_embeddings()(torch.tensor(tiny.tokenizer(prompt)["input_ids"]))
-    if decoding.beams:
-        rows, margin = beam_search_naively(plain, prefix, decoding.beams, decoding.max_new_tokens, tiny.stops)
-    else:
-        rows, margin = sample_naively(plain, prefix, key, decoding, tiny.stops)
+    rows, margin = write_naively(plain, prefix, key, decoding, tiny.stops)
     texts = [tiny.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows[: decoding.candidates]]
     return Written(texts, margin)
 
@@ -115,7 +112,7 @@ def test_models_of_both_kinds_are_loaded_from_folders(tiny, kind, tmp_path):
     prefix, keys = plain.get_input_embeddings()(torch.tensor(ids)), list("abcdef")
     expected = []
     for key in keys:
-        rows, margin = sample_naively(plain, prefix, key, decoding, loaded.stops)
+        rows, margin = write_naively(plain, prefix, key, decoding, loaded.stops)
         texts = [_first_sentence(tiny.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
         expected.append(Written(texts, margin))
     assert_same_tokens(loaded.write(PROMPTS[:1] * len(keys), keys, decoding), expected, T5_ROUNDING)

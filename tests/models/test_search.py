@@ -12,12 +12,10 @@ from recap_ray.models.slot_cache import IMPLEMENTATION
 from tests.models.naive import (
     ROUNDING,
     T5_ROUNDING,
-    Written,
     assert_same_but_for_near_ties,
     assert_same_tokens,
-    beam_search_naively,
     logits_after,
-    sample_naively,
+    write_naively,
 )
 
 CONFIGS = {
@@ -67,7 +65,7 @@ def rounding_of(decoder: Decoder) -> float:
 
 def near_ties(decoder, model, prompts, keys, decoding, stops):
     """Whether rounding can decide the tokens of the prompt of a number."""
-    return lambda i: naive(model, prefixes(prompts)[i], keys[i], decoding, stops).margin < rounding_of(decoder)
+    return lambda i: write_naively(model, prefixes(prompts)[i], keys[i], decoding, stops).margin < rounding_of(decoder)
 
 
 def prompts_of(decoder: Decoder, count: int, longest: int = 40) -> Prompts:
@@ -92,13 +90,6 @@ def _up_to_stop(row: list[int], stops: torch.Tensor) -> list[int]:
     return row[: next((i + 1 for i, token in enumerate(row) if stops[token]), len(row))]
 
 
-def naive(model, prefix: torch.Tensor, key: str, decoding: Decoding, stops: torch.Tensor) -> Written:
-    """One prompt alone."""
-    if decoding.beams:
-        return beam_search_naively(model, prefix, decoding.beams, decoding.max_new_tokens, stops)
-    return sample_naively(model, prefix, key, decoding, stops)
-
-
 def prefixes(prompts: Prompts) -> list[torch.Tensor]:
     return [embeddings[:length] for embeddings, length in zip(prompts.embeddings, prompts.lengths.tolist())]
 
@@ -118,7 +109,7 @@ def test_a_batch_with_a_shared_cache_equals_the_naive_loop(pair, decoding, share
     prompts, stops = prompts_of(decoder, 9), stopping(share)
     keys = [f"image {i}" for i in range(9)]
     found = cut(search(decoder, prompts, keys, stops, decoding), stops)
-    expected = [naive(model, prefix, key, decoding, stops) for key, prefix in zip(keys, prefixes(prompts))]
+    expected = [write_naively(model, prefix, key, decoding, stops) for key, prefix in zip(keys, prefixes(prompts))]
     assert_same_tokens(found, expected, rounding_of(decoder))
 
 
