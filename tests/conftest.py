@@ -54,13 +54,21 @@ def s3():
 
 
 @pytest.fixture(scope="session")
-def ray_running(s3):
+def forked_workers():
+    """Workers of Ray that start in no time, of every Ray that this process starts."""
+    from tests.forked_workers import forked_workers
+
+    with forked_workers(node_cache.name):
+        yield
+
+
+@pytest.fixture(scope="session")
+def ray_running(s3, forked_workers):
     """Ray started once, whose workers know of the store; the jobs called in this process use it."""
-    from recap_ray.pipelines import cluster
+    from recap_ray.pipelines.cluster import ray_session
     from recap_ray.settings import RaySettings
 
-    cluster.IDLE_WORKERS_KEPT_MS = 600_000  # tests without Ray come in between, and each new worker loads torch
-    with cluster.ray_session(RaySettings(**RAY_LIMITS)):
+    with ray_session(RaySettings(**RAY_LIMITS)):
         yield
 
 
@@ -126,7 +134,7 @@ def built(ray_running, built_world) -> Built:
 
 
 @pytest.fixture(scope="session")
-def built_world(tmp_path_factory) -> Built:
+def built_world(tmp_path_factory, forked_workers) -> Built:
     """300 pairs to fit on, an index of 400 captions, 60 held-out images. Ray runs only while they are made."""
     from recap_ray.demo.story import World
     from recap_ray.pipelines.build_index import build_index

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,25 +23,37 @@ CLIP_STEPS = 2000
 SEED = 0
 
 
-def train(output: Path, clip_steps: int = CLIP_STEPS, pictures: int = PICTURES, language_scenes: int = SCENES) -> None:
-    """Writes `output/tiny_clip` and `output/tiny_gpt2`; fewer steps and scenes make weaker models sooner."""
+Run = Callable[[Sequence[str]], None]
+
+
+def train(
+    output: Path, run: Run, clip_steps: int = CLIP_STEPS, pictures: int = PICTURES, language_scenes: int = SCENES
+) -> None:
+    """Writes `output/tiny_clip` and `output/tiny_gpt2`; fewer steps and scenes make weaker models sooner.
+
+    `run` runs a command, given its arguments, and raises if it does not exit with 0.
+    """
     clip = output / TINY_CLIP.name
     train_clip(clip, clip_steps, SEED, pictures)
-    train_language_model(output / TINY_LANGUAGE_MODEL.name, clip, language_scenes)
+    train_language_model(output / TINY_LANGUAGE_MODEL.name, clip, run, language_scenes)
 
 
-def train_language_model(output: Path, clip: Path, scenes: int = SCENES) -> None:
+def train_language_model(output: Path, clip: Path, run: Run, scenes: int = SCENES) -> None:
     """Writes the tiny GPT-2 by the command that a user would run, with the CLIP in folder `clip`."""
     with tempfile.TemporaryDirectory() as temporary:
         captions, blank, decoder = (Path(temporary) / name for name in ("captions.tsv", "blank", "decoder"))
         write_captions(captions, scenes, SEED)
         write_blank(blank, captions)
         given = ("--captions", str(captions), "--clip", f"local-dir:{clip}", "--language-model", str(blank))
-        command = ("train-decoder", "--method", "recap", *given, *TRAINING, "--output", str(decoder))
-        subprocess.run([sys.executable, "-m", "recap_ray", *command], check=True)
+        run(["train-decoder", "--method", "recap", *given, *TRAINING, "--output", str(decoder)])
         output.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             shutil.copyfile(decoder / name, output / name)
+
+
+def run_alone(arguments: Sequence[str]) -> None:
+    """Runs a command in a process of its own."""
+    subprocess.run([sys.executable, "-m", "recap_ray", *arguments], check=True)
 
 
 def main() -> None:
@@ -49,7 +62,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=TINY_CLIP.parent, help="folder for the two model folders")
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(2)  # the number of threads changes how sums are rounded
-    train(parser.parse_args().output)
+    train(parser.parse_args().output, run_alone)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from recap_ray.captioners.rows import caption_rows
 from recap_ray.inputs.finding import Container
 from recap_ray.parts import Part
 from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage
-from recap_ray.pipelines.guard import guarded
+from recap_ray.pipelines.guard import STOPPED, failed, guarded
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.part_stages import ContainerPlanner, PartReader, PartWriter, container_item, part_items
 from recap_ray.runs import Run
@@ -54,7 +54,10 @@ class CaptionStages:
             .map_batches(PartReader(self.plans, self.stop_file), batch_format="numpy", **light_stage())
             .map_batches(replace(self.loader, isolated=isolated), batch_format="numpy", **cpu_stage())
             .map_batches_internal(
-                CaptionActor, fn_constructor_args=(self.captioner,), batch_format="numpy", **self.actors.stage()
+                CaptionActor,
+                fn_constructor_args=(self.captioner, self.stop_file),
+                batch_format="numpy",
+                **self.actors.stage(),
             )
             .map_batches(PartWriter(self.run), batch_format="pyarrow", **light_stage())
         )
@@ -82,14 +85,20 @@ class CaptionActor(ModelActor):
         """What `process` makes of the block, or the failure of its part."""
         return super().__call__(batch)
 
-    def load(self, captioner: Captioner) -> None:
+    def load(self, captioner: Captioner, stop_file: Path) -> None:
         """Loads the models."""
         captioner.load()
         self.captioner = captioner
+        self.stop_file = stop_file
         self.idle_since: float | None = None
 
     def process(self, batch: dict[str, Any]) -> Any:
-        """The output rows of a block: decoded images captioned, the others with their error."""
+        """The output rows of a block: decoded images captioned, the others with their error.
+
+        A part that was read before the run was to end is not captioned: many small ones are read ahead.
+        """
+        if self.stop_file.exists():
+            return failed(batch["part"][0], STOPPED)
         clock = StageClock(batch["times"][0])
         clock.arrived("decoded")
         if self.idle_since is not None:  # the first part had to wait for the models, not they for it

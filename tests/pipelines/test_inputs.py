@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import time
 from contextlib import contextmanager
 from functools import partialmethod
 
@@ -20,6 +21,7 @@ from recap_ray.pipelines.caption_stages import CaptionStages
 from recap_ray.pipelines.caption_work import Work
 from recap_ray.pipelines.cluster import ModelActors
 from recap_ray.pipelines.loading import ImageLoader
+from recap_ray.pipelines.part_stages import STOP_FILE
 from recap_ray.pipelines.verify import verify
 from recap_ray.runs import Run
 from recap_ray.schema import CAPTION_SCHEMA
@@ -218,6 +220,20 @@ def test_a_run_is_stopped_between_parts_and_goes_on(tmp_path, ray_running, monke
     out = tmp_path / "out"
     assert not (out / "_SUCCESS").exists() and not names_in(out / "failures")
     assert not names_in(out / "plan"), "a tar was indexed for nothing"
+    assert run(settings) == 0 and verified(settings) == 0
+
+
+def test_parts_that_were_read_ahead_of_a_stop_are_not_captioned(tmp_path, ray_running):
+    class Stopping(FakeCaptioner):
+        def caption(self, pixels, keys, clock):
+            time.sleep(2)  # meanwhile the other parts are read and decoded
+            (tmp_path / "out" / STOP_FILE).touch()
+            return super().caption(pixels, keys, clock)
+
+    write_tar(tmp_path / "tars" / "0.tar", range(40))
+    settings = settings_of(tmp_path)
+    assert run(settings, Stopping()) == 1
+    assert len(names_in(tmp_path / "out" / "captions")) == 1
     assert run(settings) == 0 and verified(settings) == 0
 
 
