@@ -13,7 +13,7 @@ unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES PYTEST_ADDOPTS PYTEST
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test test-processors faults docs-check lint format lock wheel clean
+.PHONY: help install demo compare test test-processors faults pictures docs-check lint format lock wheel clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,9 @@ test-processors: install  ## run the numeric tests as other processors and threa
 
 faults: install  ## kill processes at random moments, each kind five times, and count what was lost
 	$(BIN)/python -m tests.faults --times 5
+
+pictures: demo   ## take README's pictures of the demo's pages, with Chromium
+	$(BIN)/python -m tests.pictures $(DEMO_OUTPUT)
 
 docs-check: install  ## run every recap-ray command of README.md, on rendered scenes with the embedded models
 	$(BIN)/python -m tests.docs_check

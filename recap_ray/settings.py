@@ -620,9 +620,9 @@ class DemoSettings(RaySettings):
         str | None, "instead of the story, compare methods, commas between: recap,clipcap,capdec"
     ] = None  # fmt: skip
     seed: Annotated[int, "of the scenes"] = 0
-    fit_images: Annotated[int, "outlined scenes to fit the alignment on"] = 2000
+    fit_images: Annotated[int, "photographed scenes to fit the alignment on"] = 2000
     index_captions: Annotated[int, "captions in the index"] = 3000
-    held_out_images: Annotated[int, "outlined scenes to caption, none of which any model has seen"] = 500
+    held_out_images: Annotated[int, "photographed scenes to caption, none of which any model has seen"] = 500
 
     def check(self) -> None:
         """Raises UserError for the first value out of its range."""

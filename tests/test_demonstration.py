@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recap_ray import demonstration
+from recap_ray.demo.story import SHOWN
 from recap_ray.errors import UserError
 from recap_ray.settings import AugmentIndexSettings, DemoSettings
 
@@ -28,11 +29,13 @@ def test_the_story_ends_with_a_table_captions_and_a_gallery(looped_once, tmp_pat
     small = DemoSettings(output=str(output), fit_images=60, index_captions=80, held_out_images=20)
     assert demonstration.demo(small) == 0
     said = capfd.readouterr().out
-    assert "both objects right" in said and said.count("$ recap-ray") == 8
+    assert "both objects right" in said and said.count("$ recap-ray") == 9
+    assert "learned from flat drawings" in said and said.count("  without the map: ") == SHOWN
     assert "rounds of the augmentation" in said and "is the best" in said
     rows = pq.read_table(output / "aligned" / "captions").to_pylist()
     assert len({row["key"] for row in rows}) == 20 and all(row["caption"] for row in rows)
-    assert (output / "gallery.html").stat().st_size > 20 * 1000
+    for page in ("gallery.html", "comparison.html"):
+        assert (output / page).stat().st_size > 20 * 1000
 
 
 def test_a_command_that_fails_ends_the_story(ray_running, tmp_path, capsys, monkeypatch):

@@ -1,21 +1,24 @@
-"""Pictures of scenes in two drawing styles, with Pillow alone.
+"""Pictures of scenes in two styles.
 
-`filled` is what the tiny CLIP is trained on. `outlined` is the shifted domain: the same scene as a drawing on
-squared paper, a coloured line around a pale wash, in inks whose hue is turned. All of it moves embeddings the
-same way for every scene, so the untouched CLIP reads the drawings badly, and a linear map mends most of it.
+`filled` is what the tiny CLIP is trained on: flat shapes, drawn with Pillow. `photographed` is the shifted domain: the
+same scene as wooden blocks on a cloth, under a warm lamp (photograph.py). The colours stay those that captions name,
+and light, shadow and thickness move the embeddings of all scenes alike, which a linear map can undo.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw
 
+from recap_ray.demo.photograph import Block, Photograph
 from recap_ray.demo.scenes import Scene, Shape, canonical
 from recap_ray.errors import UserError
 
-STYLES = ("filled", "outlined")
+STYLES = ("filled", "photographed")
 SUPERSAMPLING = 3  # drawn this many times larger, then averaged down: Pillow draws without smoothing
 
 PALETTE = {
@@ -33,12 +36,10 @@ PALETTE = {
     "black": (22, 22, 22),
 }
 RADIUS = {"small": 0.135, "large": 0.205}  # of the picture's side
-LINE_WIDTH = 0.04  # of an outline, as a share of the picture's side, like all lengths here
-WASH = 0.6  # how strong the colour is inside an outline; the paper shows through the rest
-HUE_TURN = 60  # degrees, of the pens' inks: red is drawn in yellow, green in blue
-SQUARES, SQUARE_LINE_WIDTH, SQUARE_INK = 8, 0.012, 0.3
+BLOCK_SIZE, BLOCK_SPREAD = 0.75, 1.06  # to a drawn shape and its distance from the middle: blocks must not touch
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
+Placed = tuple[list[Point], Colour]  # a shape's corners and its colour
 
 
 def render(scene: Scene, style: str, seed: int, size: int = 64) -> Image.Image:
@@ -51,29 +52,33 @@ def render(scene: Scene, style: str, seed: int, size: int = 64) -> Image.Image:
         raise UserError(f"drawing style {style!r} is unknown: use one of {', '.join(STYLES)}")
     scene = canonical(scene)
     rng = random.Random(f"picture {seed}")
-    side = size * SUPERSAMPLING
     background = shade(PALETTE[scene.background], rng, 8)
+    if style == "filled":
+        return draw(background, placed(scene, rng), size)
+    return photograph(background, placed(scene, rng, BLOCK_SIZE, BLOCK_SPREAD), size, seed)
+
+
+def draw(background: Colour, shapes: Sequence[Placed], size: int) -> Image.Image:
+    """The shapes in flat colours."""
+    side = size * SUPERSAMPLING
     image = Image.new("RGB", (side, side), background)
-    draw = ImageDraw.Draw(image)
-    if style == "outlined":
-        draw_squares(draw, background, side)
-    for shape, centre in zip((scene.first, scene.second), centres(scene, rng), strict=True):
-        points, colour = place(shape, centre, side, rng)
-        if style == "filled":
-            draw.polygon(points, fill=colour)
-        else:
-            draw.polygon(points, fill=mix(background, colour, WASH))
-            width = max(1, round(LINE_WIDTH * side))
-            draw.line([*points, points[0], points[1]], fill=colour, width=width, joint="curve")
-    image = image.reduce(SUPERSAMPLING)
-    return turn_hues(image) if style == "outlined" else image
+    for corners, colour in shapes:
+        ImageDraw.Draw(image).polygon([(x * side, y * side) for x, y in corners], fill=colour)
+    return image.reduce(SUPERSAMPLING)
 
 
-def turn_hues(image: Image.Image) -> Image.Image:
-    """The picture with every hue turned by HUE_TURN; greys stay grey."""
-    hue, saturation, value = image.convert("HSV").split()
-    turned = hue.point([(h + round(HUE_TURN / 360 * 256)) % 256 for h in range(256)])
-    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+def photograph(background: Colour, shapes: Sequence[Placed], size: int, seed: int) -> Image.Image:
+    """The shapes as blocks; `seed` moves camera, lamp and folds too."""
+    blocks = [Block(np.array(corners), linear(colour)) for corners, colour in shapes]
+    return Photograph(size, linear(background), blocks, seed).developed()
+
+
+def placed(scene: Scene, rng: random.Random, scale: float = 1, spread: float = 1) -> list[Placed]:
+    """The two shapes of a canonical scene, `scale` times as large and `spread` times as far from the middle."""
+    return [
+        place(shape, (0.5 + (x - 0.5) * spread, 0.5 + (y - 0.5) * spread), scale, rng)
+        for shape, (x, y) in zip((scene.first, scene.second), centres(scene, rng), strict=True)
+    ]
 
 
 def centres(scene: Scene, rng: random.Random) -> tuple[Point, Point]:
@@ -85,22 +90,12 @@ def centres(scene: Scene, rng: random.Random) -> tuple[Point, Point]:
     return (across[0], along[0]), (across[1], along[1])
 
 
-def draw_squares(draw: ImageDraw.ImageDraw, background: Colour, side: int) -> None:
-    """Rule the paper in squares, darker than light paper and lighter than black paper."""
-    ink = mix(background, (0, 0, 0) if sum(background) > 300 else (255, 255, 255), SQUARE_INK)
-    width = max(1, round(SQUARE_LINE_WIDTH * side))
-    for i in range(SQUARES):
-        at = (i + 0.5) * side / SQUARES
-        draw.line([at, 0, at, side], fill=ink, width=width)
-        draw.line([0, at, side, at], fill=ink, width=width)
-
-
-def place(shape: Shape, centre: Point, side: int, rng: random.Random) -> tuple[list[Point], Colour]:
-    """The corners of a shape in pixels and its colour, both varied a little."""
-    radius = RADIUS[shape.size] * rng.uniform(0.92, 1.08) * side
+def place(shape: Shape, centre: Point, scale: float, rng: random.Random) -> Placed:
+    """The corners of a shape and its colour, both varied a little."""
+    radius = scale * RADIUS[shape.size] * rng.uniform(0.92, 1.08)
     turn = math.radians(rng.uniform(-8, 8))
     colour = shade(PALETTE[shape.colour], rng, 14)
-    return outline(shape.kind, (centre[0] * side, centre[1] * side), radius, turn), colour
+    return outline(shape.kind, centre, radius, turn), colour
 
 
 def outline(kind: str, centre: Point, radius: float, turn: float) -> list[Point]:
@@ -126,7 +121,6 @@ def shade(colour: Colour, rng: random.Random, amount: int) -> Colour:
     return red, green, blue
 
 
-def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """`share` of the second colour over the rest of the first."""
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
-    return red, green, blue
+def linear(colour: Colour) -> np.ndarray:
+    """The colour as shares of light (photograph.py)."""
+    return (np.array(colour, np.float32) / 255) ** 2

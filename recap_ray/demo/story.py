@@ -1,21 +1,25 @@
 """The whole story on the embedded world: render scenes, run the jobs as a user would, compare what came out.
 
-Scenes are drawn in the outlined style, which the tiny CLIP has never seen; the map is fitted on pictures of other
-scenes than those captioned, and no model was trained on any scene that is captioned.
+The pictures are photographs of wooden blocks, rendered; the tiny CLIP has seen nothing but flat drawings. The map is
+fitted on pictures of other scenes than those captioned, and no model was trained on any scene that is captioned.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from recap_ray.demo.grammar import captions, names_both_objects
-from recap_ray.demo.render import HUE_TURN, render
+from recap_ray.demo.render import render
 from recap_ray.demo.scenes import Scene, sample_scenes
 from recap_ray.outputs import read_rows
+from recap_ray.progress import Progress
 from recap_ray.storage import commit
 
 REFERENCES = 5  # captions of each held-out scene to score against
@@ -29,7 +33,9 @@ LOOP_PAIRS = 600
 LOOP_IMAGES = 300  # captioned a round
 LOOP_ROUNDS = 2
 VALIDATION_SHARE = 0.08  # scenes to choose the round by, for each scene to fit on
-PICTURE_SIDE = 128  # pixels; the tiny CLIP sees 64
+PICTURE_SIDE = 256  # pixels; the tiny CLIP sees 64
+CHUNK = 64  # pictures that a process renders before it takes more
+SHOWN = 5  # pictures whose captions are printed
 
 
 @dataclass(frozen=True)
@@ -103,21 +109,45 @@ def tell(folder: Path, world: World, run: Callable[[Sequence[str]], None]) -> No
         run(["evaluate", "--captions", str(output), *references, "--output", str(file)])
         scores[name] = table_row(output, file, world.scenes)
     run(["verify", "--captions", str(outputs["fitted alignment"]), "--images", str(world.images)])
-    gallery = folder / "gallery.html"
+    gallery, comparison = folder / "gallery.html", folder / "comparison.html"
     run(["report", "--captions", str(outputs["fitted alignment"]), "--output", str(gallery)])
+    run(["report", "--compare", *(str(output) for output in outputs.values()), "--output", str(comparison)])
     loop = folder / "augmented"
     given = ["--pairs", str(world.loop_pairs), "--validation-pairs", str(world.validation_pairs), "--index", str(index)]
     small = ["--rounds", str(LOOP_ROUNDS), "--images-per-round", str(LOOP_IMAGES), "--part-rows", str(PART_ROWS)]
     narrow = ["--neighbours", "6", "--candidates", "6", "--temperature", "1"]
     run(["augment-index", *given, *small, *clip, *model, *narrow, "--output", str(loop)])
-    print(f"\n{len(world.scenes)} held-out outlined scenes\n\n{render_table(scores)}\n")
-    print(
-        f"In this style every ink is turned by {HUE_TURN} degrees of hue: what a caption calls blue is drawn in purple."
-    )
+    print(f"\n{about(alignment, len(world.scenes))}\n\n{render_table(scores)}\n")
+    print(before_and_after(outputs["no alignment"], outputs["fitted alignment"]))
     rounds = json.loads((loop / "rounds.json").read_text())
     print(f"\nrounds of the augmentation, on validation scenes\n\n{render_table(round_rows(rounds))}\n")
     print(f"{rounds['ended']}; round {rounds['best']} is the best\n")
-    print(f"captions: {outputs['fitted alignment'] / 'captions'}\ngallery:  {gallery}")
+    print(
+        f"captions:   {outputs['fitted alignment'] / 'captions'}\ngallery:    {gallery}\n"
+        f"comparison: {comparison}, each caption without the map and with it"
+    )
+
+
+def about(alignment: Path, scenes: int) -> str:
+    """What the CLIP learned from, what the pictures are and what the map does, in three lines."""
+    fit = json.loads((alignment / "alignment.json").read_text())
+    seconds = sum(s for stage, s in fit["seconds"].items() if stage != "gather")  # without embedding the pairs
+    return (
+        "The tiny CLIP learned from flat drawings; the pictures here are wooden blocks, photographed under a lamp.\n"
+        f"The map, fitted in {seconds:.1f} s on {fit['pairs']:,} pairs of other scenes, carries its embeddings of "
+        f"photographs\nto those of captions. {scenes} scenes that no model has seen are captioned without and with it."
+    )
+
+
+def before_and_after(without: Path, with_map: Path) -> str:
+    """The first pictures' captions without the map and with it, as text."""
+    before, after = (
+        {row["key"]: row["caption"] for row in read_rows(output, ["key", "caption"]).to_pylist()}
+        for output in (without, with_map)
+    )
+    return "\n".join(
+        f"{key}\n  without the map: {before[key]}\n  with the map:    {after[key]}" for key in sorted(before)[:SHOWN]
+    )
 
 
 def table_row(output: Path, scores_file: Path, scenes: dict[str, Scene]) -> dict[str, str]:
@@ -163,14 +193,24 @@ def render_table(rows: dict[str, dict[str, str]]) -> str:
     )
 
 
-def draw_all(scenes: Sequence[Scene], folder: Path, seed: int, style: str = "outlined") -> list[str]:
-    """Draws scenes in a style, PNG and JPEG in turn; gives the file names."""
+def draw_all(scenes: Sequence[Scene], folder: Path, seed: int, style: str = "photographed") -> list[str]:
+    """Renders scenes in a style on all cores, as PNG and JPEG in turn; gives the file names."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = []
-    for i, scene in enumerate(scenes):
-        names.append(f"scene-{i:05d}.{'jpg' if i % 2 else 'png'}")
-        render(scene, style, seed=seed + i, size=PICTURE_SIDE).save(folder / names[-1], quality=95)
+    names = [f"scene-{i:05d}.{'jpg' if i % 2 else 'png'}" for i in range(len(scenes))]
+    seeds = range(seed, seed + len(scenes))
+    # Not forked: the threads of Ray may run in this process.
+    with (
+        ProcessPoolExecutor(mp_context=get_context("spawn")) as pool,
+        Progress(f"render {folder.name}", len(scenes), "pictures") as progress,
+    ):
+        for _ in pool.map(partial(draw_one, folder, style), names, scenes, seeds, chunksize=CHUNK):
+            progress.update(1)
     return names
+
+
+def draw_one(folder: Path, style: str, name: str, scene: Scene, seed: int) -> None:
+    """Renders one scene as a file."""
+    render(scene, style, seed, PICTURE_SIDE).save(folder / name, quality=95, compress_level=1)
 
 
 def write_pairs(path: Path, names: Sequence[str], scenes: Sequence[Scene], count: int, seed: int) -> None:

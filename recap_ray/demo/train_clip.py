@@ -1,6 +1,6 @@
 """Trains the tiny CLIP on filled pictures of training scenes and their captions.
 
-It knows nothing of the outlined style, of the alignment or of the language model.
+It knows nothing of the photographed style, of the alignment or of the language model.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_every_image_has_one_row_with_a_caption_and_its_scores(finished):
         assert row["neighbour_scores"] == sorted(row["neighbour_scores"], reverse=True)
         assert row["aligned_clip_score"] == max(0, *row["candidate_scores"])
         assert 0 <= row["clip_score"] <= 2.5
-        assert (row["width"], row["height"]) == (128, 128)
+        assert (row["width"], row["height"]) == (256, 256)
         assert Path(row["source"]).name == row["key"]
 
 
