@@ -8,6 +8,7 @@ processor or its libraries do not know the switch.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -200,7 +201,9 @@ def slug(name: str) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--sample"]:
+    parser = argparse.ArgumentParser(prog="python -m tests.processors", description=__doc__)
+    parser.add_argument("--sample", action="store_true", help="print what this process computes, and run no test")
+    if parser.parse_args().sample:
         print(json.dumps(sample()))
     else:
         sys.exit(main())
