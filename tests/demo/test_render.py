@@ -108,11 +108,3 @@ def is_near(pixels: np.ndarray, name: str) -> np.ndarray:
 def where(pixels: np.ndarray, name: str) -> tuple[float, float]:
     rows, columns = np.nonzero(is_near(pixels, name))
     return float(rows.mean()), float(columns.mean())
-
-
-def area(pixels: np.ndarray, name: str) -> int:
-    return int(is_near(pixels, name).sum())
-
-
-def nearest_colour(pixel: np.ndarray) -> str:
-    return min(PALETTE, key=lambda name: float(np.abs(pixel - np.array(PALETTE[name])).sum()))
