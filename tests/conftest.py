@@ -58,7 +58,7 @@ def forked_workers():
     """Workers of Ray that start in no time, of every Ray that this process starts."""
     from tests.forked_workers import forked_workers
 
-    with forked_workers(node_cache.name):
+    with forked_workers(Path(node_cache.name)):
         yield
 
 

@@ -62,11 +62,11 @@ def forked_workers(folder: Path) -> Iterator[None]:
             env=os.environ | {"OMP_NUM_THREADS": "1"},  # as Ray sets it for workers with a share of a CPU
         )
     with (
+        server,  # which closes its stdin and waits for it in the end
         mock.patch.dict(os.environ, {ADDRESS: address}),
         mock.patch.object(RayParams, "update_if_absent", fill_otherwise),
     ):
         yield
-    server.communicate()
 
 
 def serve(listener: socket.socket) -> None:
