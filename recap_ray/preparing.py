@@ -109,6 +109,8 @@ def _resampled(pixels: np.ndarray, size: tuple[int, int], scales: list[float], i
 
     On x86 this runs in the calling thread alone; elsewhere Ray's OMP_NUM_THREADS holds a task to its CPUs.
     """
+    if pixels.shape[:2] == size and scales == [1, 1]:
+        return pixels  # resampling would return the same pixels, and loading torch takes seconds
     import torch
 
     # The batch axis goes in front before the channels do: the other way torch takes the layout for another one and

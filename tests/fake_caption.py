@@ -2,11 +2,14 @@
 
 import argparse
 import sys
+import tempfile
+from contextlib import ExitStack
 
 from recap_ray.pipelines.caption import caption_with
 from recap_ray.settings import CaptionSettings
 from tests.fake_retrieval import RetrievingCaptioner, open_card
 from tests.fakes import FakeCaptioner, decode_a_byte
+from tests.forked_workers import WITHOUT_MODELS, forked_workers
 
 
 def main() -> int:
@@ -19,6 +22,7 @@ def main() -> int:
     parser.add_argument("--index", help="to retrieve from, spread over shard actors")
     parser.add_argument("--num-cpus", type=int, default=2)
     parser.add_argument("--object-store-mb", type=int, default=128)
+    parser.add_argument("--forked-workers", action="store_true", help="start Ray's workers sooner")
     given = parser.parse_args()
     settings = CaptionSettings(
         images=given.images, output=given.output, index=given.index or "unused", index_search="spread",
@@ -28,7 +32,11 @@ def main() -> int:
     captioner = FakeCaptioner(given.seconds)
     if given.index:
         captioner = RetrievingCaptioner(given.seconds, index_card=open_card(given.index))
-    return caption_with(captioner, settings, decode_a_byte)
+    with ExitStack() as stack:
+        if given.forked_workers:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recap-ray-tests-"))
+            stack.enter_context(forked_workers(folder, WITHOUT_MODELS))
+        return caption_with(captioner, settings, decode_a_byte)
 
 
 if __name__ == "__main__":

@@ -57,10 +57,13 @@ class Scene:
     nodes: TwoNodes | None = None
     driver: subprocess.Popen | None = None
     seconds: float = 0.05  # that a part takes the captioner
+    forked_workers: bool = False
 
     def start(self) -> None:
         command = [sys.executable, "-m", "tests.fake_caption", "--images", self.images, "--output", self.output]
         command += ["--seconds", str(self.seconds)]
+        if self.forked_workers:
+            command.append("--forked-workers")
         if self.nodes:
             command += ["--actors", "4", "--index", str(self.index)]
         kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -3,7 +3,7 @@
 A worker of Ray is a Python that imports ray, becomes another Python that imports ray again, and then imports torch,
 transformers and open_clip: 5 to 10 s of a core before an actor with models does anything. A fork is ready in under a
 second, and runs the same `default_worker.py` with the same arguments, environment and files. What tests start as a
-command (`ray job submit`, the demo, tests/faults.py) has Ray's own workers.
+command (`ray job submit`, the demo, `make faults`) has Ray's own workers.
 
 Ray starts this file in place of its `setup_worker.py`: it passes on what it was given to the server, which forks.
 """
@@ -19,44 +19,47 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 ADDRESS = "RECAP_RAY_TESTS_WORKERS"  # the variable with the server's socket
 # Not ray, nor what imports it: its native part reads the worker's environment when it is loaded.
-LOADED = (
+WITHOUT_MODELS = ("pandas", "pyarrow.dataset", "pyarrow.parquet", "s3fs")
+WITH_MODELS = (
     "torch",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.conversion_mapping",
     "open_clip",
     "faiss",
-    "pandas",
-    "pyarrow.dataset",
-    "pyarrow.parquet",
-    "s3fs",
+    *WITHOUT_MODELS,
 )
 FILES = (1, 2)  # stdout and stderr
 LENGTH = 4  # bytes before a request that hold its length
 
 
 @contextmanager
-def forked_workers(folder: Path) -> Iterator[None]:
-    """Have every Ray that this process starts fork its workers; `folder` takes the server's socket."""
+def forked_workers(folder: Path | str, modules: Sequence[str] = WITH_MODELS) -> Iterator[None]:
+    """Have every Ray that this process starts fork its workers from a process that has loaded `modules`; `folder` takes
+    that server's socket."""
     from ray._private.parameter import RayParams
 
     fill = RayParams.update_if_absent
 
     def fill_otherwise(params: RayParams, **defaults: object) -> None:
-        fill(params, **defaults | ({"setup_worker_path": __file__} if "setup_worker_path" in defaults else {}))
+        if "setup_worker_path" in defaults:
+            # No test reads what workers print or lets a cluster grow: two monitors took 4 % of the suite's CPU time.
+            params.no_monitor = True
+            defaults |= {"setup_worker_path": __file__, "include_log_monitor": False}
+        fill(params, **defaults)
 
     address = f"{folder}/workers"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)
         server = subprocess.Popen(
-            [sys.executable, __file__, "serve", str(listener.fileno())],
+            [sys.executable, __file__, "serve", str(listener.fileno()), *modules],
             stdin=subprocess.PIPE,
             pass_fds=[listener.fileno()],
             env=os.environ | {"OMP_NUM_THREADS": "1"},  # as Ray sets it for workers with a share of a CPU
@@ -69,12 +72,13 @@ def forked_workers(folder: Path) -> Iterator[None]:
         yield
 
 
-def serve(listener: socket.socket) -> None:
+def serve(listener: socket.socket, modules: Sequence[str]) -> None:
     """Fork a worker for each connection, until stdin closes: whoever started the server has ended."""
-    for module in LOADED:
+    for module in modules:
         importlib.import_module(module)
-    # A thousand patterns, which are compiled for the first model that a process loads, and kept.
-    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("gpt2")
+    if mapping := sys.modules.get("transformers.conversion_mapping"):
+        # A thousand patterns, which are compiled for the first model that a process loads, and kept.
+        mapping.get_checkpoint_conversion_mapping("gpt2")
     gc.freeze()  # a collection in a worker would write to, and so copy, every page that was loaded here
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
@@ -125,6 +129,6 @@ def become_worker(connection: socket.socket) -> None:
 if __name__ == "__main__":
     del sys.path[0]  # this folder, which a worker does not import from
     if sys.argv[1] == "serve":
-        serve(socket.socket(fileno=int(sys.argv[2])))
+        serve(socket.socket(fileno=int(sys.argv[2])), sys.argv[3:])
     else:
         request_worker()

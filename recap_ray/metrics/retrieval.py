@@ -30,11 +30,17 @@ def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = N
     step = max(1, BLOCK_CELLS // max(1, len(targets)))
     for start in range(0, len(queries), step):
         cosines = queries[start : start + step] @ targets.T
-        for row, line in enumerate(cosines, start):
-            own = line[by_owner[edges[row] : edges[row + 1]]]
-            reached = own.max(initial=-np.inf) - tolerance
-            # "Not below" rather than "at or above": a query of NaN then comes last, not first.
-            found[row] = 1 + np.count_nonzero(~(line < reached)) - np.count_nonzero(~(own < reached))
+        stop = start + len(cosines)
+        columns = by_owner[edges[start] : edges[stop]]
+        rows = owner[columns] - start
+        own = cosines[rows, columns]
+        reached = np.full(len(cosines), -np.inf, cosines.dtype)
+        with np.errstate(invalid="ignore"):
+            np.maximum.at(reached, rows, own)
+        reached -= tolerance
+        # "Not below" rather than "at or above": a query of NaN then comes last, not first.
+        before = np.count_nonzero(~(cosines < reached[:, None]), axis=1)
+        found[start:stop] = 1 + before - np.bincount(rows[~(own < reached[rows])], minlength=len(cosines))
     return found
 
 

@@ -171,6 +171,7 @@ def test_agreement_with_a_table_of_ratings_equals_scipys_on_scores_computed_apar
         {str(i): row["caption"] for i, row in enumerate(table)},
         {str(i): references[row["image"]] for i, row in enumerate(table)},
         "python",
+        ["CIDEr"],
     )
     texts = clip.encode_texts([PREFIX + row["caption"] for row in table])
     images = first_pairs(built, references, tmp_path, clip).images[[list(references).index(r["image"]) for r in table]]

@@ -28,7 +28,7 @@ def any_seed() -> int:
 
 
 def begin(world, tmp_path, **changes) -> Scene:
-    scene = replace(world.scene(tmp_path, any_seed()), **changes)
+    scene = replace(world.scene(tmp_path, any_seed()), forked_workers=True, **changes)
     scene.start()
     return scene
 
