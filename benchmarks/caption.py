@@ -124,10 +124,10 @@ def bare_worker(flags: dict, photos: list[str], work: str, seconds: float, ready
     import pyarrow.parquet as pq
 
     from recap_ray.captioners import make_captioner
-    from recap_ray.images import ImageLimits
+    from recap_ray.images.decode import ImageLimits
     from recap_ray.pipelines.loading import ImageLoader
     from recap_ray.settings import CaptionSettings
-    from recap_ray.stage_times import StageClock
+    from recap_ray.timing.stage_times import StageClock
 
     torch.set_num_threads(1)
     captioner = make_captioner(CaptionSettings(images="", output="", **flags))

@@ -19,9 +19,9 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from recap_ray.caption_index.shard import write_captions, write_vectors
-from recap_ray.demo import TINY_LANGUAGE_MODEL
 from recap_ray.models.clip import ClipCard
-from recap_ray.tables import iter_captions
+from recap_ray.models.tiny import TINY_LANGUAGE_MODEL
+from recap_ray.tables.captions import iter_captions
 from recap_ray.vectors import scaled_to_unit_length
 
 CLIP = "ViT-B-32"

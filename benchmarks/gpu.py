@@ -215,7 +215,7 @@ def end_to_end(work: Path, made: dict[str, str], photos: Path | None, seconds: f
 def load(flags: dict, files: list[str], full: Any, number: int) -> None:
     """One loader: parts of pixels into the pipe, for ever."""
     from recap_ray.captioners import make_captioner
-    from recap_ray.images import ImageLimits
+    from recap_ray.images.decode import ImageLimits
     from recap_ray.pipelines.loading import ImageLoader
     from recap_ray.settings import CaptionSettings
 
@@ -236,7 +236,7 @@ def write(flags: dict, full: Any, done: Any, ready: Any, work: str) -> None:
 
     from recap_ray.captioners import make_captioner
     from recap_ray.settings import CaptionSettings
-    from recap_ray.stage_times import StageClock
+    from recap_ray.timing.stage_times import StageClock
 
     captioner = make_captioner(CaptionSettings(images="", output="", **flags))
     captioner.load()

@@ -25,7 +25,7 @@ from recap_ray.caption_index.recall import K, shares_found
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.caption_index.shard import faiss, write_captions, write_vectors
 from recap_ray.pipelines.cluster import ray_session
-from recap_ray.pipelines.index_lists import fill_lists, measure_recall
+from recap_ray.pipelines.index.ivf import fill_lists, measure_recall
 from recap_ray.settings import RaySettings
 
 QUERIES = 1000

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from recap_ray.metrics.ngram import METRICS, TOKENIZERS, NgramScores, score_captions
-from recap_ray.tables import read_pairs
+from recap_ray.tables.captions import read_pairs
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 Captions = dict[str, str]

@@ -24,9 +24,9 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image, ImageOps
 
-from recap_ray.demo import TINY_CLIP
-from recap_ray.images import decode_pixels
-from recap_ray.preparing import ImagePreparer
+from recap_ray.images.decode import decode_pixels
+from recap_ray.images.resize import ImagePreparer
+from recap_ray.models.tiny import TINY_CLIP
 
 ROUNDS = 5
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}

@@ -19,14 +19,14 @@ import numpy as np
 from benchmarks.made_inputs import small_jpegs, write_tar
 from benchmarks.watched import ROOT
 from recap_ray.errors import ImageError
-from recap_ray.images import ImageLimits
-from recap_ray.parts import parts_of, plans_in
-from recap_ray.pipelines.caption import caption_with
+from recap_ray.images.decode import ImageLimits
+from recap_ray.images.resize import ImagePreparer
+from recap_ray.pipelines.caption.job import caption_with
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.loading import ImageLoader
-from recap_ray.preparing import ImagePreparer
+from recap_ray.runs.parts import parts_of, plans_in
 from recap_ray.settings import CaptionSettings, RaySettings
-from recap_ray.stage_times import LOADING
+from recap_ray.timing.stage_times import LOADING
 from tests.fakes import FakeCaptioner
 
 PICTURES = 256  # different ones

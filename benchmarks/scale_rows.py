@@ -57,7 +57,7 @@ def run_twice(images: Path, given: argparse.Namespace) -> tuple[Watched, Watched
 
 def prove(output: Path, images: Path, given: argparse.Namespace) -> None:
     """Verifies a run, and prints what that took."""
-    from recap_ray.pipelines.verify import verify
+    from recap_ray.pipelines.output.verify import verify
     from recap_ray.settings import VerifySettings
 
     limits = {"num_cpus": given.num_cpus, "object_store_mb": given.object_store_mb}

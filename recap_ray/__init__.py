@@ -7,13 +7,13 @@ one's own Ray Data pipeline. docs/python.md shows each in a few lines.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from recap_ray.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from recap_ray.api.captioning import Caption, LoadedCaptioner, load_captioner
+    from recap_ray.api.dataset import caption_dataset
     from recap_ray.api.fitting import FittedAlignment, fit_alignment
     from recap_ray.errors import UserError
-    from recap_ray.pipelines.dataset import caption_dataset
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Caption",
@@ -31,7 +31,7 @@ _HOMES = {
     "FittedAlignment": "recap_ray.api.fitting",
     "LoadedCaptioner": "recap_ray.api.captioning",
     "UserError": "recap_ray.errors",
-    "caption_dataset": "recap_ray.pipelines.dataset",
+    "caption_dataset": "recap_ray.api.dataset",
     "fit_alignment": "recap_ray.api.fitting",
     "load_captioner": "recap_ray.api.captioning",
 }

@@ -18,24 +18,24 @@ import yaml
 
 from recap_ray import settings as s
 from recap_ray.errors import UserError
-from recap_ray.progress import tell_progress
-from recap_ray.storage import use_storage_options
+from recap_ray.storage.paths import use_storage_options
+from recap_ray.timing.progress import tell_progress
 
 # Job -> its settings and its function, imported only when the job runs: `--help` needs neither torch nor Ray.
 JOBS: dict[str, tuple[type[s.Settings], str]] = {
-    "fit-alignment": (s.FitAlignmentSettings, "recap_ray.pipelines.fit_alignment:fit_alignment"),
-    "build-index": (s.BuildIndexSettings, "recap_ray.pipelines.build_index:build_index"),
-    "import-decoder": (s.ImportDecoderSettings, "recap_ray.pipelines.import_decoder:import_decoder"),
-    "plan": (s.PlanSettings, "recap_ray.pipelines.plan:plan"),
-    "caption": (s.CaptionSettings, "recap_ray.pipelines.caption:caption"),
-    "augment-index": (s.AugmentIndexSettings, "recap_ray.pipelines.augment_index:augment_index"),
-    "train-decoder": (s.TrainDecoderSettings, "recap_ray.pipelines.train_decoder:train_decoder"),
-    "evaluate": (s.EvaluateSettings, "recap_ray.pipelines.evaluate:evaluate"),
-    "verify": (s.VerifySettings, "recap_ray.pipelines.verify:verify"),
-    "check": (s.CheckSettings, "recap_ray.pipelines.check:check"),
-    "compact": (s.CompactSettings, "recap_ray.pipelines.compact:compact"),
-    "report": (s.ReportSettings, "recap_ray.pipelines.report:report"),
-    "demo": (s.DemoSettings, "recap_ray.demonstration:demo"),
+    "fit-alignment": (s.FitAlignmentSettings, "recap_ray.pipelines.fit.job:fit_alignment"),
+    "build-index": (s.BuildIndexSettings, "recap_ray.pipelines.index.build:build_index"),
+    "import-decoder": (s.ImportDecoderSettings, "recap_ray.pipelines.decoder.import_checkpoint:import_decoder"),
+    "plan": (s.PlanSettings, "recap_ray.pipelines.caption.plan:plan"),
+    "caption": (s.CaptionSettings, "recap_ray.pipelines.caption.job:caption"),
+    "augment-index": (s.AugmentIndexSettings, "recap_ray.pipelines.augment.job:augment_index"),
+    "train-decoder": (s.TrainDecoderSettings, "recap_ray.pipelines.decoder.train:train_decoder"),
+    "evaluate": (s.EvaluateSettings, "recap_ray.pipelines.evaluate.job:evaluate"),
+    "verify": (s.VerifySettings, "recap_ray.pipelines.output.verify:verify"),
+    "check": (s.CheckSettings, "recap_ray.pipelines.output.check:check"),
+    "compact": (s.CompactSettings, "recap_ray.pipelines.output.compact:compact"),
+    "report": (s.ReportSettings, "recap_ray.pipelines.output.report:report"),
+    "demo": (s.DemoSettings, "recap_ray.demo.job:demo"),
 }
 
 # Typer carries a click of its own and exports its UsageError only as the base of this one.

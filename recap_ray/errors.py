@@ -4,7 +4,7 @@ RecapRayError
 ├── UserError            the command or its input is wrong: one line, exit code 2
 │   └── MissingExtra     an optional package is not installed
 ├── ImageError           one picture is bad: its row carries `code: message`, the run goes on
-└── TooManyErrors        too many pictures of a round are bad: exit code 1 (pipelines/augment_round.py)
+└── TooManyErrors        too many pictures of a round are bad: exit code 1 (pipelines/augment/rounds.py)
 
 Anything else is a bug and keeps its traceback.
 """

@@ -57,7 +57,7 @@ ERROR_CODES = {
 FINGERPRINT_KEY = b"recap_ray.fingerprint"
 
 # The footer of a pack also tells its parts, a JSON list in the order of its row groups.
-PARTS_KEY = b"recap_ray.parts"
+PARTS_KEY = b"recap_ray.runs.parts"
 
 
 def error_code(error: str) -> str:

@@ -137,9 +137,9 @@ def built(ray_running, built_world) -> Built:
 def built_world(tmp_path_factory, forked_workers) -> Built:
     """300 pairs to fit on, an index of 400 captions, 60 held-out images. Ray runs only while they are made."""
     from recap_ray.demo.story import World
-    from recap_ray.pipelines.build_index import build_index
     from recap_ray.pipelines.cluster import ray_session
-    from recap_ray.pipelines.fit_alignment import fit_alignment
+    from recap_ray.pipelines.fit.job import fit_alignment
+    from recap_ray.pipelines.index.build import build_index
     from recap_ray.settings import BuildIndexSettings, FitAlignmentSettings, RaySettings
 
     def make(folder: Path) -> None:
@@ -167,7 +167,7 @@ def clip():
 @pytest.fixture(scope="session")
 def run_folder(built, tmp_path_factory) -> Path:
     """The held-out images captioned; copy it before changing anything."""
-    from recap_ray.pipelines.caption import caption
+    from recap_ray.pipelines.caption.job import caption
 
     def make(folder: Path) -> None:
         assert caption(built.caption_settings(folder / "out")) == 0
@@ -204,7 +204,7 @@ def loop_settings(built, tmp_path_factory):
 @pytest.fixture(scope="session")
 def looped_once(loop_settings, tmp_path_factory) -> Path:
     """What the loop wrote; for reading alone."""
-    from recap_ray.pipelines.augment_index import augment_index
+    from recap_ray.pipelines.augment.job import augment_index
 
     def make(folder: Path) -> None:
         assert augment_index(loop_settings) == 0

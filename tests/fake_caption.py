@@ -5,7 +5,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 
-from recap_ray.pipelines.caption import caption_with
+from recap_ray.pipelines.caption.job import caption_with
 from recap_ray.settings import CaptionSettings
 from tests.fake_retrieval import RetrievingCaptioner, open_card
 from tests.fakes import FakeCaptioner, decode_a_byte

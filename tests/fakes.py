@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recap_ray.errors import ImageError
-from recap_ray.images import Picture
-from recap_ray.preparing import ImagePreparer
+from recap_ray.images.decode import Picture
+from recap_ray.images.resize import ImagePreparer
 
 POISON, ENDLESS, SLOW = b"POISON", b"ENDLESS", b"SLOW"
 

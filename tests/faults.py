@@ -26,10 +26,10 @@ import psutil
 
 from recap_ray.inputs.finding import find_input
 from recap_ray.inputs.planning import rows_of
-from recap_ray.key_sums import LocalKeys, compare
-from recap_ray.outputs import read_rows
-from recap_ray.parts import finished_parts
-from recap_ray.storage import commit, storage_path
+from recap_ray.runs.key_digests import LocalKeys, compare
+from recap_ray.runs.parts import finished_parts
+from recap_ray.runs.reading import read_rows
+from recap_ray.storage.paths import commit, storage_path
 from tests.fake_retrieval import expected_neighbours, write_index
 from tests.s3 import KEYS, environment, s3_server
 from tests.two_nodes import TwoNodes, below, kill_with_all_below, two_nodes

@@ -15,7 +15,7 @@ import torch
 
 from recap_ray.captioners import make_captioner
 from recap_ray.captioners.clip_captioner import ClipCaptioner
-from recap_ray.images import ImageLimits
+from recap_ray.images.decode import ImageLimits
 from recap_ray.models.slot_cache import IMPLEMENTATION
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.settings import CaptionSettings

@@ -40,7 +40,7 @@ NUMERIC = [
     "tests/models/test_language_model.py",
     "tests/models/test_prefix_mapper.py",
     "tests/models/test_search.py",
-    "tests/test_images.py",
+    "tests/images/test_decode.py",
     "tests/training",
 ]
 SWITCHES = [

@@ -2,7 +2,7 @@
 
 import time
 
-from recap_ray.pipelines.fold_sums import SumUp
+from recap_ray.pipelines.fit.fold_moments import SumUp
 
 
 class FirstFoldLate(SumUp):

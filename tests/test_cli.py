@@ -11,7 +11,7 @@ from recap_ray.errors import UserError
 def called(monkeypatch):
     """What the job `verify` was called with, in place of running it."""
     calls = []
-    monkeypatch.setattr("recap_ray.pipelines.verify.verify", lambda settings: calls.append(settings) or 0)
+    monkeypatch.setattr("recap_ray.pipelines.output.verify.verify", lambda settings: calls.append(settings) or 0)
     return calls
 
 
@@ -63,13 +63,13 @@ def test_a_wrong_command_is_one_line_and_exit_code_2(called, capsys, arguments, 
 
 
 def test_exit_codes_of_jobs_and_mistakes_reach_the_shell(called, monkeypatch, capsys):
-    monkeypatch.setattr("recap_ray.pipelines.verify.verify", lambda settings: 1)
+    monkeypatch.setattr("recap_ray.pipelines.output.verify.verify", lambda settings: 1)
     assert cli.run(["verify", "--captions", "a", "--images", "b"]) == 1
 
     def mistake(settings):
         raise UserError("given, expected, to do")
 
-    monkeypatch.setattr("recap_ray.pipelines.verify.verify", mistake)
+    monkeypatch.setattr("recap_ray.pipelines.output.verify.verify", mistake)
     assert cli.run(["verify", "--captions", "a", "--images", "b"]) == 2
     assert capsys.readouterr().err == "recap-ray: given, expected, to do\n"
 
@@ -86,7 +86,9 @@ def test_help_names_every_job_and_loads_neither_torch_nor_ray():
 
 def test_a_flag_of_two_values_is_given_on_the_line_or_in_the_file(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr("recap_ray.pipelines.report.report", lambda settings: calls.append(settings.compare) or 0)
+    monkeypatch.setattr(
+        "recap_ray.pipelines.output.report.report", lambda settings: calls.append(settings.compare) or 0
+    )
     config = tmp_path / "job.yaml"
     config.write_text("compare: [a, b]\n")
     assert cli.run(["report", "--config", str(config), "--output", "page.html"]) == 0

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from recap_ray import cli
-from recap_ray.storage import use_storage_options
+from recap_ray.storage.paths import use_storage_options
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.sh"))

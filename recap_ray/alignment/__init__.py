@@ -11,6 +11,8 @@ numbers however many pairs there are. The way of the data is the order of the fi
     modality_gap.py      held-out pairs before and after the map, in two dimensions
 
 Source: ReCap, Paischer et al., arXiv 2307.05591. numpy and scipy only.
+
+No torch.
 """
 
 from recap_ray.alignment.cross_validation import Candidate, Fold, choose, cross_validate

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from recap_ray.api.inputs import BATCH_ROWS, FLAGS, captioner_of, loader_of
 from recap_ray.captioners import Captioner
 from recap_ray.captioners.rows import caption_rows
 from recap_ray.errors import UserError
-from recap_ray.pipelines.given import BATCH_ROWS, FLAGS, captioner_of, loader_of
 from recap_ray.settings import CaptionerSettings, CaptionSettings
-from recap_ray.stage_times import StageClock
+from recap_ray.timing.stage_times import StageClock
 
 GivenImage = Image.Image | bytes | str | PathLike[str]
 

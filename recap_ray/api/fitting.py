@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from recap_ray.alignment import Candidate, LinearAlignment, Recipe, recipes
-from recap_ray.embeddings import EmbeddingsFile
-from recap_ray.pipelines.fitting import Fitted, check_dimensions, fit_gathered, gather_embeddings, save_fitted
-from recap_ray.runs import output_folder
+from recap_ray.pipelines.fit.fit import Fitted, check_dimensions, fit_gathered, gather_embeddings, save_fitted
+from recap_ray.runs.run import output_folder
 from recap_ray.settings import FitAlignmentSettings
+from recap_ray.tables.embeddings import EmbeddingsFile
 
 ARRAYS = "fit_alignment: the arrays"  # what messages begin with
 

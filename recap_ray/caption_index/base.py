@@ -14,8 +14,8 @@ from recap_ray.caption_index.lists import queries_path, trained_path
 from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import GIVEN, captions_path, take_over_shard
 from recap_ray.errors import UserError, first_line
-from recap_ray.runs import read_json, share_file
-from recap_ray.storage import local_copy
+from recap_ray.storage.cache import local_copy
+from recap_ray.storage.files import read_json, share_file
 
 
 @dataclass(frozen=True)

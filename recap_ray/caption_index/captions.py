@@ -12,8 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap_ray.runs import digest_of, file_stamp
-from recap_ray.storage import cache_folder, commit, local_copy
+from recap_ray.storage.cache import cache_folder, local_copy
+from recap_ray.storage.files import digest_of, file_stamp
+from recap_ray.storage.paths import commit
 
 # Of the columns of a shard, what retrieving needs. Large strings, so that a shard is one chunk whatever its size.
 COLUMNS = pa.schema([("id", pa.int64()), ("caption", pa.large_string())])

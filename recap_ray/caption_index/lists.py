@@ -22,7 +22,8 @@ import numpy as np
 from recap_ray.caption_index.layout import FLAT, IVF, IVFPQ, POINTS_A_LIST, Layout, code_bytes
 from recap_ray.caption_index.recall import draw_queries
 from recap_ray.caption_index.shard import faiss, read_vectors, save_vectors, vectors_path
-from recap_ray.storage import commit, local_copy
+from recap_ray.storage.cache import local_copy
+from recap_ray.storage.paths import commit
 
 SEED = 0
 

@@ -17,8 +17,8 @@ from recap_ray.caption_index.merge import Candidates, best_of
 from recap_ray.caption_index.nearest import ByLists, FlatByFaiss, Nearest
 from recap_ray.caption_index.shard import IndexShard, captions_path, vectors_path
 from recap_ray.errors import UserError
-from recap_ray.runs import read_json
-from recap_ray.storage import names_in, sizes_in, storage_path
+from recap_ray.storage.files import read_json
+from recap_ray.storage.paths import names_in, sizes_in, storage_path
 
 if TYPE_CHECKING:
     import torch

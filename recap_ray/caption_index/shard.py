@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from recap_ray.caption_index.captions import map_captions, read_captions
 from recap_ray.errors import MissingExtra, UserError
-from recap_ray.runs import share_file
-from recap_ray.storage import commit, local_copy
+from recap_ray.storage.cache import local_copy
+from recap_ray.storage.files import share_file
+from recap_ray.storage.paths import commit
 
 try:
     import faiss

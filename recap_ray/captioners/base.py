@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recap_ray.preparing import ImagePreparer
+from recap_ray.images.resize import ImagePreparer
 from recap_ray.settings import CaptionSettings
-from recap_ray.stage_times import StageClock
+from recap_ray.timing.stage_times import StageClock
 
 if TYPE_CHECKING:  # workers that only read and write come by here too, and start without FAISS
     import torch

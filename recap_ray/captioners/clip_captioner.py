@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from recap_ray.artifacts import open_alignment
+from recap_ray.alignment.card import open_alignment
 from recap_ray.captioners.base import Captioner
+from recap_ray.images.resize import ImagePreparer
 from recap_ray.metrics.clip_score import CLIP_S_PREFIX, clip_score
 from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.models.device import Compute
 from recap_ray.models.search import Decoding
-from recap_ray.preparing import ImagePreparer
 from recap_ray.settings import CaptionSettings
 
 

@@ -19,8 +19,8 @@ from recap_ray.models.decoder_card import DecoderCard, decoder_identity
 from recap_ray.models.language_model import LanguageModel, check_language_model
 from recap_ray.models.prefix_mapper import prefixes
 from recap_ray.settings import CaptionSettings
-from recap_ray.stage_times import StageClock
-from recap_ray.storage import storage_path
+from recap_ray.storage.paths import storage_path
+from recap_ray.timing.stage_times import StageClock
 from recap_ray.vectors import scaled_to_unit_length
 
 

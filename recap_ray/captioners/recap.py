@@ -15,7 +15,7 @@ from recap_ray.captioners.clip_captioner import ClipCaptioner
 from recap_ray.errors import UserError
 from recap_ray.models.language_model import LanguageModel, check_language_model, language_model_identity
 from recap_ray.settings import CaptionSettings
-from recap_ray.stage_times import StageClock
+from recap_ray.timing.stage_times import StageClock
 
 
 class ReCap(ClipCaptioner):

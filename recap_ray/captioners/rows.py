@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from recap_ray.schema import CAPTION_SCHEMA, CAPTIONER_COLUMNS
-from recap_ray.stage_times import StageClock
+from recap_ray.timing.stage_times import StageClock
 
 if TYPE_CHECKING:  # what a captioner needs is loaded with it, by the actors alone
     from recap_ray.captioners.base import Captioner

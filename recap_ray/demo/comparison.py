@@ -16,7 +16,7 @@ from recap_ray.demo.grammar import captions, names_both_objects
 from recap_ray.demo.render import STYLES
 from recap_ray.demo.scenes import Scene, sample_scenes
 from recap_ray.demo.story import COLOURS, KINDS, PART_ROWS, REFERENCES, draw_all, render_table, write_lines, write_pairs
-from recap_ray.outputs import read_rows
+from recap_ray.runs.reading import read_rows
 
 CAPTIONS_A_SCENE = 4  # to train on: with two, what a decoder learns without noise serves nearly as well
 TRAINING = ("--epochs", "16", "--batch-size", "40", "--learning-rate", "1e-3", "--part-rows", "1000", "--seed", "0")

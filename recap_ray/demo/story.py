@@ -18,9 +18,9 @@ from typing import Any
 from recap_ray.demo.grammar import captions, names_both_objects
 from recap_ray.demo.render import render
 from recap_ray.demo.scenes import Scene, sample_scenes
-from recap_ray.outputs import read_rows
-from recap_ray.progress import Progress
-from recap_ray.storage import commit
+from recap_ray.runs.reading import read_rows
+from recap_ray.storage.paths import commit
+from recap_ray.timing.progress import Progress
 
 REFERENCES = 5  # captions of each held-out scene to score against
 PART_ROWS = 100  # small parts, so that progress shows

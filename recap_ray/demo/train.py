@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from recap_ray.demo import TINY_CLIP, TINY_LANGUAGE_MODEL
 from recap_ray.demo.language_model import FILES, SCENES, TRAINING, write_blank, write_captions
 from recap_ray.demo.train_clip import PICTURES, train_clip
+from recap_ray.models.tiny import TINY_CLIP, TINY_LANGUAGE_MODEL
 
 CLIP_STEPS = 2000
 SEED = 0

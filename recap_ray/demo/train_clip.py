@@ -23,7 +23,7 @@ from recap_ray.demo.grammar import captions, describe, parse
 from recap_ray.demo.render import render
 from recap_ray.demo.scenes import INVERSE, Scene, sample_scenes, variations
 from recap_ray.demo.tokenizer_training import train_clip_tokenizer
-from recap_ray.progress import Progress
+from recap_ray.timing.progress import Progress
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 32

@@ -8,4 +8,6 @@ reading.py      rows of a plan -> bytes and the caption that came with them, in 
 
 A row of a plan (PLAN_SCHEMA) says where an image is by its `source`, which stands in the output too: the path of a
 file, `TAR#bytes=START+SIZE`, or `FILE.parquet#row=NUMBER&column=NAME`.
+
+No torch.
 """

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from recap_ray.errors import ImageError, UserError
-from recap_ray.images import IMAGE_SUFFIXES
+from recap_ray.images.decode import IMAGE_SUFFIXES
 from recap_ray.inputs.rows import PlanRow, stamp_number
-from recap_ray.storage import ask_for_each, is_remote, stamp_of, stamp_of_local, storage_path
+from recap_ray.storage.paths import ask_for_each, is_remote, stamp_of, stamp_of_local, storage_path
 
 
 def is_image_name(path: str) -> bool:

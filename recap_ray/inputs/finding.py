@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap_ray.errors import UserError, first_line
-from recap_ray.images import IMAGE_SUFFIXES
+from recap_ray.images.decode import IMAGE_SUFFIXES
 from recap_ray.inputs.files import is_image_name, list_files, match_files
 from recap_ray.inputs.listed import TABLE_SUFFIXES, list_table
 from recap_ray.inputs.parquets import images_column, paths_column
 from recap_ray.inputs.rows import PlanRow
-from recap_ray.storage import is_remote, stamp_of, stamp_of_local, storage_path
+from recap_ray.storage.paths import is_remote, stamp_of, stamp_of_local, storage_path
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # a packed one gets a row that says so
 EXPECTED = (

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pyarrow as pa
 
 from recap_ray.errors import UserError
 from recap_ray.inputs.rows import PlanRow
-from recap_ray.storage import is_remote, local_copy, storage_path
-from recap_ray.table_formats import COLUMN_READERS, IMAGE_COLUMNS, damage_told_in_one_line, suffix_of
+from recap_ray.storage.cache import local_copy
+from recap_ray.storage.paths import storage_path
+from recap_ray.tables.formats import COLUMN_READERS, IMAGE_COLUMNS, damage_told_in_one_line, suffix_of
+from recap_ray.tables.locate import locate_files
 
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
@@ -48,25 +50,3 @@ def list_table(path: str) -> Iterator[PlanRow]:
     if twice := next((key for key, following in pairwise(keys) if key == following), None):
         raise UserError(f"--images {path} has the image {twice!r} from several files: expected one source a name")
     yield from map(PlanRow, keys, locate_files(names, os.path.dirname(path), f"--images {path}"))
-
-
-def locate_files(names: Sequence[str], folder: str, table: str, folder_flag: str = "") -> list[str]:
-    """The absolute paths or URLs of files whose names are relative to a folder, which `folder_flag` names if there is
-    one.
-
-    Raises UserError, which begins with `table`, the flag and file of the names, if none of the first 100 is there.
-    """
-    files = [_joined(folder, name) for name in names]
-    if not any(storage_path(file, "source").exists() for file in files[:100]):
-        remedy = f"; name another with {folder_flag}" if folder_flag else ""
-        raise UserError(
-            f"{table}: the image {files[0]} does not exist, nor do those after it: paths are relative to "
-            f"{folder or '.'}{remedy}"
-        )
-    return files
-
-
-def _joined(folder: str, name: str) -> str:
-    if is_remote(name):
-        return name
-    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.abspath(os.path.join(folder, name))

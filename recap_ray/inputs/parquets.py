@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from recap_ray.errors import ImageError, first_line
 from recap_ray.inputs.rows import PlanRow
-from recap_ray.storage import is_remote
-from recap_ray.table_formats import IMAGE_COLUMNS
+from recap_ray.storage.paths import is_remote
+from recap_ray.tables.formats import IMAGE_COLUMNS
 
 BYTES_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes", "img", "content")
 KEY_COLUMNS = ("key", "__key__", "image_id", "id", "uid", "sample_id")

@@ -22,8 +22,8 @@ from recap_ray.inputs.finding import Container
 from recap_ray.inputs.parquets import index_parquet
 from recap_ray.inputs.rows import PLAN_SCHEMA, PlanRow, plan_tables
 from recap_ray.inputs.tars import index_tar
-from recap_ray.parts import Part, Plan, write_plan
-from recap_ray.storage import commit
+from recap_ray.runs.parts import Part, Plan, write_plan
+from recap_ray.storage.paths import commit
 
 OF_FILES = "f"  # ids of plans of image files begin so: f0000-DIGEST
 OF_CONTAINER = "c"  # and those of containers: cPATH-STAMP

@@ -11,7 +11,7 @@ from recap_ray.errors import ImageError
 from recap_ray.inputs.files import read_files
 from recap_ray.inputs.parquets import read_parquet
 from recap_ray.inputs.tars import read_tar
-from recap_ray.storage import storage_options, storage_path
+from recap_ray.storage.paths import storage_options, storage_path
 
 TAR, PARQUET = "#bytes=", "#row="  # in a source, after the name of the file that holds the image
 

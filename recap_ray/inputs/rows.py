@@ -41,5 +41,5 @@ def plan_tables(rows: Iterable[PlanRow]) -> Iterator[pa.Table]:
 
 
 def stamp_number(stamp: str) -> int:
-    """A stamp of storage.py as a number of 64 bits, which is what a plan keeps of it; never 0."""
+    """A stamp of storage/paths.py as a number of 64 bits, which is what a plan keeps of it; never 0."""
     return int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), signed=True) or 1

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from recap_ray.errors import ImageError, first_line
-from recap_ray.images import IMAGE_SUFFIXES
+from recap_ray.images.decode import IMAGE_SUFFIXES
 from recap_ray.inputs.rows import PlanRow
 
 TEXT_FORMATS = ("txt", "json")  # the first that a key has tells its caption

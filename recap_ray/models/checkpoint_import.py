@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from recap_ray.errors import UserError
 from recap_ray.models.prefix_mapper import MapperShape
-from recap_ray.table_formats import require_file
+from recap_ray.tables.formats import require_file
 
 MAPPER, GPT2 = "clip_project.", "gpt."
 TOKENS, HEAD = "gpt.transformer.wte.weight", "gpt.lm_head.weight"

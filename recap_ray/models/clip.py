@@ -22,8 +22,9 @@ from recap_ray.models.clip_text import TextEncoder
 from recap_ray.models.clip_tower import to_device
 from recap_ray.models.device import Compute, load_errors
 from recap_ray.models.names import CLIP_ALIASES, clip_path, folder_identity
-from recap_ray.runs import read_json
-from recap_ray.storage import fetched, is_remote
+from recap_ray.storage.cache import fetched
+from recap_ray.storage.files import read_json
+from recap_ray.storage.paths import is_remote
 
 # Pictures in one forward pass. ViT-B/32 on each of two busy Zen 4 cores: 13.9 pictures/s in batches of 32, 11 to 13 in
 # smaller and larger ones. For a GPU 256 is a guess: none was at hand.

@@ -20,8 +20,8 @@ from torch import nn
 from recap_ray.errors import UserError, first_line
 from recap_ray.models.names import folder_identity
 from recap_ray.models.prefix_mapper import MAPPERS, MapperShape
-from recap_ray.runs import read_json, write_json
-from recap_ray.storage import fetched
+from recap_ray.storage.cache import fetched
+from recap_ray.storage.files import read_json, write_json
 
 CARD, MAPPER_WEIGHTS = "decoder.json", "mapper.safetensors"
 

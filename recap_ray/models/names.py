@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from recap_ray.demo import TINY_CLIP, TINY_LANGUAGE_MODEL
-from recap_ray.runs import digest_of, file_digest
-from recap_ray.storage import fetched, is_remote
+from recap_ray.models.tiny import TINY_CLIP, TINY_LANGUAGE_MODEL
+from recap_ray.storage.cache import fetched
+from recap_ray.storage.files import digest_of, file_digest
+from recap_ray.storage.paths import is_remote
 
 CLIP_ALIASES = {"tiny": f"local-dir:{TINY_CLIP}"}
 LANGUAGE_MODEL_ALIASES = {"tiny": str(TINY_LANGUAGE_MODEL)}

@@ -24,7 +24,7 @@ from recap_ray.models.decoder_card import MAPPER_WEIGHTS
 from recap_ray.models.device import load_errors
 from recap_ray.models.names import LANGUAGE_MODEL_ALIASES
 from recap_ray.models.prefix_mapper import MapperShape
-from recap_ray.storage import commit
+from recap_ray.storage.paths import commit
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # of GPT-2's configuration
 

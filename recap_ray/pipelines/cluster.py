@@ -20,9 +20,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from threadpoolctl import threadpool_limits
 
 from recap_ray.errors import UserError
-from recap_ray.forecast import Workers
 from recap_ray.settings import RaySettings
-from recap_ray.storage import storage_options, use_storage_options
+from recap_ray.storage.paths import storage_options, use_storage_options
+from recap_ray.timing.forecast import Workers
 
 # Small shares, so that a node that lost its neighbours still has room for the stages that read and write.
 CPU_SHARE = 0.25
@@ -38,6 +38,8 @@ ACTOR_RETRIES = {"max_restarts": -1, "max_task_retries": 1}
 # The next part then meets a process that has to load torch first, some 3 s of a core: 113 parts on two busy
 # cores took 52 processes. Nodes of a cluster are told the same where they are started (cluster.yaml, deploy/).
 IDLE_WORKERS_KEPT_MS = 60_000
+
+WORKER_SETUP = "recap_ray.pipelines.worker_setup"
 
 STARTS = 3  # tries to start a local Ray
 
@@ -68,9 +70,9 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
                 include_dashboard=False,
                 _system_config={
                     "idle_worker_killing_time_threshold_ms": IDLE_WORKERS_KEPT_MS,
-                    "preload_python_modules": ["recap_ray.pipelines.fewer_collections"],
+                    "preload_python_modules": [WORKER_SETUP],
                 },
-                runtime_env={"worker_process_setup_hook": "recap_ray.pipelines.quiet.hush"} if training else None,
+                runtime_env={"worker_process_setup_hook": f"{WORKER_SETUP}.silence_ray_train"} if training else None,
                 **common,
             )
     context = DataContext.get_current()
@@ -87,6 +89,12 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
     finally:
         if started:
             ray.shutdown()
+
+
+def join_ray() -> None:
+    """Connect this process to the user's Ray, as `ray.init` finds it, unless it is connected."""
+    if not ray.is_initialized():
+        ray.init()
 
 
 def _start_local(**how: Any) -> None:

@@ -12,14 +12,14 @@ import pyarrow as pa
 import ray
 
 from recap_ray.alignment import EmbeddedPairs
-from recap_ray.images import ImageLimits
+from recap_ray.images.decode import ImageLimits
+from recap_ray.images.resize import ImagePreparer
 from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.models.device import Compute
 from recap_ray.pipelines.cluster import ModelActor, cpu_stage, model_stage
 from recap_ray.pipelines.loading import ImageLoader, OfImages
-from recap_ray.preparing import ImagePreparer
-from recap_ray.progress import Progress
 from recap_ray.schema import error_code
+from recap_ray.timing.progress import Progress
 
 TEXT_PART_ROWS = 8192
 

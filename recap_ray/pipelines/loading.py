@@ -2,6 +2,7 @@
 
 Reading and decoding share a stage on purpose: the encoded bytes of a picture live only while it is decoded, and one
 process holds one picture, not a part of them.
+No torch.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from recap_ray.errors import ImageError
-from recap_ray.images import ImageLimits, Picture, decode_pixels
+from recap_ray.images.decode import ImageLimits, Picture, decode_pixels
+from recap_ray.images.isolation import IsolatedCalls
+from recap_ray.images.resize import ImagePreparer
 from recap_ray.inputs.reading import ImageReader
-from recap_ray.isolation import IsolatedCalls
-from recap_ray.pipelines.guard import guarded
-from recap_ray.preparing import ImagePreparer
-from recap_ray.stage_times import StageClock
-from recap_ray.storage import is_remote
+from recap_ray.pipelines.failures import guarded
+from recap_ray.storage.paths import is_remote
+from recap_ray.timing.stage_times import StageClock
 
 Decoder = Callable[[Any, ImageLimits, int], Picture]  # of bytes, or whatever else the reader gives
 TIMEOUT_S = 60.0  # for one picture: a hundred million pixels take some seconds

@@ -28,7 +28,7 @@ from recap_ray.report.page import (
     split_error,
 )
 from recap_ray.schema import error_code
-from recap_ray.stage_times import WAITS
+from recap_ray.timing.stage_times import WAITS
 
 SORTS = [
     BY_KEY,

@@ -20,7 +20,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from recap_ray.images import ImageLimits, decode
+from recap_ray.images.decode import ImageLimits, decode
 
 ASSETS = Path(__file__).parent
 

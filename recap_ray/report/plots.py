@@ -18,8 +18,8 @@ import numpy as np
 from recap_ray.alignment import METHODS, GapProjection, Recipe
 from recap_ray.alignment.solvers import PREPARATIONS, RIDGES
 from recap_ray.errors import MissingExtra
-from recap_ray.runs import output_file
-from recap_ray.storage import commit
+from recap_ray.runs.run import output_file
+from recap_ray.storage.paths import commit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

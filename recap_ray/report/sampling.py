@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recap_ray.report.histogram import Counts
 from recap_ray.report.page import SCORES
-from recap_ray.storage import ask_for_each
+from recap_ray.storage.paths import ask_for_each
 
 SAMPLES = ("even", "best", "worst", "random")
 SCORE_STEPS = 100  # scores are counted in steps of 0.01

@@ -28,7 +28,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from recap_ray.models.trainable import Batch, Trainable
-from recap_ray.storage import commit
+from recap_ray.storage.paths import commit
 from recap_ray.training.batches import Batches
 from recap_ray.training.examples import epoch_batches, own_share
 

@@ -5,7 +5,7 @@ import pytest
 
 import recap_ray
 from recap_ray.alignment import LinearAlignment
-from recap_ray.artifacts import open_alignment
+from recap_ray.alignment.card import open_alignment
 from recap_ray.cli import run
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard

@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 from recap_ray.captioners import make_captioner
 from recap_ray.errors import UserError
-from recap_ray.images import ImageLimits
+from recap_ray.images.decode import ImageLimits
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.schema import CAPTIONER_COLUMNS
 from recap_ray.settings import CaptionSettings
-from recap_ray.stage_times import CAPTIONING, StageClock
+from recap_ray.timing.stage_times import CAPTIONING, StageClock
 from tests.models.published import naive_prefix, write_decoder
 from tests.near_ties import as_rows, assert_same_rows, margin_of
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from recap_ray.captioners import make_captioner
-from recap_ray.images import ImageLimits
+from recap_ray.images.decode import ImageLimits
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.schema import CAPTIONER_COLUMNS
-from recap_ray.stage_times import CAPTIONING, StageClock
+from recap_ray.timing.stage_times import CAPTIONING, StageClock
 from tests.near_ties import as_rows, assert_same_rows, margin_of
 
 SAMPLED = {"candidates": 3, "temperature": 1.0}

@@ -9,20 +9,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recap_ray import demonstration
-from recap_ray.demo import TINY_CLIP, TINY_LANGUAGE_MODEL
+from recap_ray.demo import job
 from recap_ray.demo.grammar import captions, parse
 from recap_ray.demo.render import render
 from recap_ray.demo.scenes import Scene, sample_scenes
 from recap_ray.demo.train import train
 from recap_ray.demo.train_clip import encode_text, load_clip, train_clip, true_pairs
+from recap_ray.models.tiny import TINY_CLIP, TINY_LANGUAGE_MODEL
 from recap_ray.settings import DEFAULT_PROMPT
 
 
 @pytest.fixture(scope="module")
 def trained_briefly(ray_running: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    train(folder, demonstration.run, clip_steps=2, pictures=64, language_scenes=60)
+    train(folder, job.run, clip_steps=2, pictures=64, language_scenes=60)
     return folder
 
 

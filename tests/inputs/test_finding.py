@@ -7,7 +7,7 @@ import pytest
 from recap_ray.errors import ImageError, UserError
 from recap_ray.inputs.finding import expand_braces, find_input
 from recap_ray.inputs.reading import ImageReader
-from recap_ray.storage import storage_path
+from recap_ray.storage.paths import storage_path
 
 
 def listed(images: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from recap_ray.errors import UserError
 from recap_ray.inputs.finding import Container
 from recap_ray.inputs.planning import Version, compare_containers, estimate_rows, plan_container, plan_files
 from recap_ray.inputs.rows import PlanRow
-from recap_ray.parts import Plan, parts_of, plans_in
+from recap_ray.runs.parts import Plan, parts_of, plans_in
 
 NAMES = st.sets(st.text("ab/é-", min_size=1, max_size=3), max_size=12)
 

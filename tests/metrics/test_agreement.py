@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from recap_ray.judgements import PROTOCOLS
 from recap_ray.metrics.agreement import VARIANTS, agreement, kendall_tau
+from recap_ray.tables.judgements import PROTOCOLS
 
 
 def naive_tau(scores, ratings, variant):

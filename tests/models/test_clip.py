@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from recap_ray.demo import TINY_CLIP
 from recap_ray.errors import UserError
-from recap_ray.images import Picture
+from recap_ray.images.decode import Picture
+from recap_ray.images.resize import ImagePreparer
 from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.models.device import Compute
-from recap_ray.preparing import ImagePreparer
+from recap_ray.models.tiny import TINY_CLIP
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from recap_ray.demo import TINY_CLIP
 from recap_ray.models import clip_tokenizer
 from recap_ray.models.clip_tokenizer import PieceTokenizer, fast_tokenizer
+from recap_ray.models.tiny import TINY_CLIP
 
 ODD = (
     "",

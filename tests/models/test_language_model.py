@@ -9,7 +9,6 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from recap_ray.demo import TINY_LANGUAGE_MODEL
 from recap_ray.errors import UserError
 from recap_ray.models.device import Compute
 from recap_ray.models.language_model import (
@@ -20,6 +19,7 @@ from recap_ray.models.language_model import (
     language_model_identity,
 )
 from recap_ray.models.search import Decoding, draw_tokens, uniform_draws
+from recap_ray.models.tiny import TINY_LANGUAGE_MODEL
 from tests.models.naive import T5_ROUNDING, Written, assert_same_tokens, write_naively
 
 PROMPTS = [

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from recap_ray.alignment import EmbeddedPairs
-from recap_ray.images import decode_pixels
+from recap_ray.images.decode import decode_pixels
+from recap_ray.images.resize import ImagePreparer
 from recap_ray.models.clip import ClipCard, ClipEncoder
-from recap_ray.preparing import ImagePreparer
-from recap_ray.tables import read_pairs
+from recap_ray.tables.captions import read_pairs
 
 
 def embed_in_one_go(path, clip: ClipEncoder) -> EmbeddedPairs:

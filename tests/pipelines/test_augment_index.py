@@ -19,9 +19,9 @@ from recap_ray.models.clip import ClipCard
 from recap_ray.pipelines import augment_index as loop_module
 from recap_ray.pipelines import augment_round as round_module
 from recap_ray.pipelines import build_index as build_module
-from recap_ray.pipelines.augment_index import augment_index
-from recap_ray.pipelines.augment_pairs import split_pairs
-from recap_ray.pipelines.build_index import build_index
+from recap_ray.pipelines.augment.job import augment_index
+from recap_ray.pipelines.augment.pairs import split_pairs
+from recap_ray.pipelines.index.build import build_index
 from recap_ray.settings import BuildIndexSettings
 
 RAY = {"num_cpus": 2, "object_store_mb": 512}

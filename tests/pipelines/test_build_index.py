@@ -19,8 +19,8 @@ from recap_ray.cli import run
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.pipelines import build_index as build_module
-from recap_ray.pipelines.build_index import build_index
-from recap_ray.pipelines.index_lists import fill_lists, measure_recall
+from recap_ray.pipelines.index.build import build_index
+from recap_ray.pipelines.index.ivf import fill_lists, measure_recall
 from recap_ray.settings import BuildIndexSettings
 from tests.caption_index.made import clustered, nearest_by_numpy, write_flat
 

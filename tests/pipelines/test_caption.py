@@ -13,11 +13,11 @@ import ray
 from PIL import Image
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines.caption import caption
-from recap_ray.pipelines.verify import verify
+from recap_ray.pipelines.caption.job import caption
+from recap_ray.pipelines.output.verify import verify
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY
 from recap_ray.settings import VerifySettings
-from recap_ray.stage_times import STAGES
+from recap_ray.timing.stage_times import STAGES
 from tests.near_ties import assert_same_rows
 
 

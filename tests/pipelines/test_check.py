@@ -14,14 +14,14 @@ from s3fs.core import S3File
 
 from recap_ray.cli import run as command
 from recap_ray.errors import UserError
-from recap_ray.outputs import open_output, spread_parts
-from recap_ray.packs import finish_packs, group_parts, write_pack
-from recap_ray.parts import part_files
-from recap_ray.pipelines.check import check, profile_of
-from recap_ray.runs import write_json
+from recap_ray.pipelines.output.check import check, profile_of
+from recap_ray.runs.packs import finish_packs, group_parts, write_pack
+from recap_ray.runs.parts import part_files
+from recap_ray.runs.reading import open_output, spread_parts
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY
 from recap_ray.settings import CheckSettings
-from recap_ray.storage import commit, storage_path
+from recap_ray.storage.files import write_json
+from recap_ray.storage.paths import commit, storage_path
 
 ROWS, PART_ROWS = 3000, 200
 MADE_FROM = {"images": "photos", "method": "recap", "clip": "ViT-B-32:openai", "alignment": "a", "limits": {}}

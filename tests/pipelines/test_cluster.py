@@ -9,10 +9,10 @@ import pytest
 import ray
 
 from recap_ray.errors import UserError
-from recap_ray.forecast import Workers
 from recap_ray.pipelines import cluster
 from recap_ray.pipelines.cluster import ModelActors, model_actors, preserve_order
 from recap_ray.settings import RaySettings
+from recap_ray.timing.forecast import Workers
 
 TOO_LATE = "The current node timed out during startup. This could happen because ..."
 

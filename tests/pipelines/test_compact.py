@@ -11,15 +11,15 @@ import pytest
 
 from recap_ray.cli import run as command
 from recap_ray.errors import UserError
-from recap_ray.outputs import read_rows
 from recap_ray.pipelines.cluster import ray_session
-from recap_ray.pipelines.compact import compact
-from recap_ray.pipelines.evaluate import evaluate
-from recap_ray.pipelines.report import report
-from recap_ray.pipelines.rows import iter_part_rows
+from recap_ray.pipelines.evaluate.job import evaluate
+from recap_ray.pipelines.map_files import iter_part_rows
+from recap_ray.pipelines.output.compact import compact
+from recap_ray.pipelines.output.report import report
+from recap_ray.runs.reading import read_rows
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY
 from recap_ray.settings import CompactSettings, EvaluateSettings, RaySettings, ReportSettings
-from recap_ray.storage import commit, is_remote, names_in, storage_path
+from recap_ray.storage.paths import commit, is_remote, names_in, storage_path
 from tests.conftest import RAY_LIMITS
 from tests.pipelines.test_inputs import run, settings_of, verified, write_tar
 
@@ -199,7 +199,9 @@ def test_mistakes_are_one_line_and_change_nothing(on_disk, tmp_path, capsys):
 
 @DISK
 def test_a_run_that_another_process_works_on_is_left_alone(on_disk):
-    hold = f"import pathlib, recap_ray.runs as r; r.hold(pathlib.Path({str(on_disk)!r}), ''); print('held'); input()"
+    hold = (
+        f"import pathlib, recap_ray.runs.run as r; r.hold(pathlib.Path({str(on_disk)!r}), ''); print('held'); input()"
+    )
     other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="--captions .*/out: another recap-ray is at work on it"):

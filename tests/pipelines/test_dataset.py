@@ -4,8 +4,8 @@ import pytest
 import ray
 
 import recap_ray
-from recap_ray.pipelines.dataset import PictureDecoder
-from recap_ray.pipelines.given import captioner_of, loader_of
+from recap_ray.api.dataset import PictureDecoder
+from recap_ray.api.inputs import captioner_of, loader_of
 from tests.conftest import TINY
 from tests.near_ties import assert_same_rows
 

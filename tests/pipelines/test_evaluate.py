@@ -11,10 +11,10 @@ from recap_ray.alignment import LinearAlignment
 from recap_ray.cli import run
 from recap_ray.errors import UserError
 from recap_ray.metrics.ngram import score_captions
-from recap_ray.pipelines.evaluate import evaluate
-from recap_ray.pipelines.evaluation_rows import match_keys
+from recap_ray.pipelines.evaluate.job import evaluate
+from recap_ray.pipelines.evaluate.rows import match_keys
 from recap_ray.settings import EvaluateSettings
-from recap_ray.tables import read_pairs
+from recap_ray.tables.captions import read_pairs
 from tests.pipelines.embedded import embed_in_one_go
 
 PREFIX = "A photo depicts "

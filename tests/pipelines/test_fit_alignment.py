@@ -12,10 +12,10 @@ from recap_ray.errors import UserError
 from recap_ray.metrics.retrieval import ranks, retrieval_scores
 from recap_ray.models.clip import ClipCard
 from recap_ray.pipelines import pair_moments
-from recap_ray.pipelines.fit_alignment import fit_alignment
-from recap_ray.pipelines.fold_sums import Collector
+from recap_ray.pipelines.fit.fold_moments import Collector
+from recap_ray.pipelines.fit.job import fit_alignment
 from recap_ray.settings import FitAlignmentSettings
-from recap_ray.tables import read_pairs
+from recap_ray.tables.captions import read_pairs
 from tests.pipelines.embedded import embed_in_one_go
 from tests.slow_sums import FirstFoldLate
 
@@ -86,7 +86,7 @@ def test_embeddings_in_a_file_are_fitted_on_without_models(built, clip, tmp_path
     def no_ray(*_, **__):
         raise AssertionError("Ray was reached")
 
-    monkeypatch.setattr("recap_ray.pipelines.pair_moments.ray_session", no_ray)
+    monkeypatch.setattr("recap_ray.pipelines.fit.gather_pairs.ray_session", no_ray)
     np.savez(tmp_path / "pairs.npz", image=pairs.images, text=pairs.texts)
     given = {"embeddings": str(tmp_path / "pairs.npz"), "output": str(tmp_path / "out"), "clip": "tiny"}
     assert fit_alignment(FitAlignmentSettings(**given)) == 0
@@ -156,7 +156,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, message, tmp_path, monkeyp
 
 def test_an_embedding_without_a_direction_is_told_by_the_name_of_its_image():
     from recap_ray.alignment import EmbeddedPairs
-    from recap_ray.pipelines.fold_sums import Summing, SumUp
+    from recap_ray.pipelines.fit.fold_moments import Summing, SumUp
 
     summing = Summing.of(2, 2, 2, FitAlignmentSettings(pairs="x", output="x"))
     pairs = EmbeddedPairs(np.array([[1.0, 0], [np.nan, 1]]), np.eye(2), np.arange(2))

@@ -15,9 +15,9 @@ import ray
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.caption_index.shard import captions_path
 from recap_ray.errors import UserError
-from recap_ray.pipelines.caption import caption
-from recap_ray.pipelines.index_search import choose_search
-from recap_ray.pipelines.shard_actors import SpreadIndex
+from recap_ray.pipelines.caption.job import caption
+from recap_ray.pipelines.index.serve import choose_search
+from recap_ray.pipelines.index.shard_actors import SpreadIndex
 from tests.caption_index.made import clustered, unit, write_flat, write_lists
 
 GIB = 2**30

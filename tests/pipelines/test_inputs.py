@@ -12,21 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.images import ImageLimits
+from recap_ray.images.decode import ImageLimits
 from recap_ray.inputs.finding import Container, find_input
-from recap_ray.outputs import read_rows
-from recap_ray.parts import Part
-from recap_ray.pipelines.caption import caption_with
-from recap_ray.pipelines.caption_stages import CaptionStages
-from recap_ray.pipelines.caption_work import Work
+from recap_ray.pipelines.caption.chain import CaptionStages
+from recap_ray.pipelines.caption.job import caption_with
+from recap_ray.pipelines.caption.part_io import STOP_FILE
+from recap_ray.pipelines.caption.pending import Work
 from recap_ray.pipelines.cluster import ModelActors
 from recap_ray.pipelines.loading import ImageLoader
-from recap_ray.pipelines.part_stages import STOP_FILE
-from recap_ray.pipelines.verify import verify
-from recap_ray.runs import Run
+from recap_ray.pipelines.output.verify import verify
+from recap_ray.runs.parts import Part
+from recap_ray.runs.reading import read_rows
+from recap_ray.runs.run import Run
 from recap_ray.schema import CAPTION_SCHEMA
 from recap_ray.settings import CaptionSettings, VerifySettings
-from recap_ray.storage import commit, names_in, storage_path
+from recap_ray.storage.paths import commit, names_in, storage_path
 from tests.conftest import RAY_LIMITS
 from tests.fakes import ENDLESS, POISON, FakeCaptioner, decode_a_byte
 from tests.opens import opens_in

@@ -10,9 +10,9 @@ import pytest
 
 from recap_ray.caption_index.shard import read_vectors, vectors_path
 from recap_ray.errors import UserError
-from recap_ray.pipelines.build_index import build_index
-from recap_ray.pipelines.report import report
-from recap_ray.pipelines.verify import verify
+from recap_ray.pipelines.index.build import build_index
+from recap_ray.pipelines.output.report import report
+from recap_ray.pipelines.output.verify import verify
 from recap_ray.settings import (
     BuildIndexSettings,
     ReportSettings,

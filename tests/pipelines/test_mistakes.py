@@ -20,7 +20,7 @@ def attempt(built, tmp_path, capsys, monkeypatch):
     def no_ray(*_, **__):
         raise AssertionError("Ray was reached")
 
-    monkeypatch.setattr("recap_ray.pipelines.caption.ray_session", no_ray)
+    monkeypatch.setattr("recap_ray.pipelines.caption.job.ray_session", no_ray)
 
     def attempt(**changes):
         arguments = built.caption_flags(**{"output": tmp_path / "out", **changes})

@@ -6,9 +6,9 @@ import pytest
 
 from recap_ray.cli import run
 from recap_ray.errors import UserError
-from recap_ray.forecast import Workers
-from recap_ray.pipelines.plan import refuse_flags_of_the_other_kind, rows_wanted
+from recap_ray.pipelines.caption.plan import refuse_flags_of_the_other_kind, rows_wanted
 from recap_ray.settings import CaptionSettings, PlanSettings
+from recap_ray.timing.forecast import Workers
 
 AS_JSON = "sample-plan.json"
 
@@ -55,8 +55,8 @@ def test_gpus_cannot_be_planned_for_where_there_is_none(built, tmp_path, capsys)
 
 
 def test_a_sample_without_a_caption_is_told_and_nothing_written(built, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("recap_ray.pipelines.plan.caption_with", lambda *_, **__: 1)
-    monkeypatch.setattr("recap_ray.pipelines.plan.read_json", lambda *_: {"captioned": 0, "images": 60})
+    monkeypatch.setattr("recap_ray.pipelines.caption.plan.caption_with", lambda *_, **__: 1)
+    monkeypatch.setattr("recap_ray.pipelines.caption.plan.read_json", lambda *_: {"captioned": 0, "images": 60})
     assert run(["plan", *built.caption_flags(tmp_path / AS_JSON)]) == 2
     assert "no image of the sample could be captioned: mend what is" in capsys.readouterr().err
     assert not (tmp_path / AS_JSON).exists()

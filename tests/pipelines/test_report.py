@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from recap_ray.images import ImageLimits
+from recap_ray.images.decode import ImageLimits
 from recap_ray.inputs.reading import ImageReader
-from recap_ray.pipelines.report import ThumbnailMaker, deadly, report
+from recap_ray.pipelines.output.report import ThumbnailMaker, deadly, report
 from recap_ray.report import thumbnail
 from recap_ray.settings import ReportSettings
 

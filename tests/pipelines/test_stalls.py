@@ -7,7 +7,7 @@ import time
 import pytest
 
 from recap_ray.pipelines import stalls
-from recap_ray.pipelines.stalls import Stalled, noticing_stalls
+from recap_ray.pipelines.caption.stalls import Stalled, noticing_stalls
 
 STALL_S = 0.2
 

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from recap_ray.demo import TINY_CLIP, TINY_LANGUAGE_MODEL
 from recap_ray.errors import UserError
-from recap_ray.pipelines.build_index import build_index
-from recap_ray.pipelines.caption import caption
-from recap_ray.pipelines.fit_alignment import fit_alignment
-from recap_ray.pipelines.verify import verify
+from recap_ray.models.tiny import TINY_CLIP, TINY_LANGUAGE_MODEL
+from recap_ray.pipelines.caption.job import caption
+from recap_ray.pipelines.fit.job import fit_alignment
+from recap_ray.pipelines.index.build import build_index
+from recap_ray.pipelines.output.verify import verify
 from recap_ray.settings import BuildIndexSettings, FitAlignmentSettings, VerifySettings
-from recap_ray.storage import storage_path
+from recap_ray.storage.paths import storage_path
 from tests.conftest import RAY_LIMITS
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines.train_decoder import train_decoder, training_workers
+from recap_ray.pipelines.decoder.train import train_decoder
+from recap_ray.pipelines.decoder.workers import training_workers
 from recap_ray.settings import TrainDecoderSettings
 
 SMALL = {"clip": "tiny", "language_model": "tiny", "part_rows": 100, "held_out": 30, "epochs": 3, "batch_size": 20}
@@ -62,7 +63,7 @@ def test_a_finished_decoder_is_left_alone_and_another_one_refused(clipcap, capsy
 
 
 def test_the_decoder_says_what_it_is_and_captions(clipcap, built, tmp_path):
-    from recap_ray.pipelines.caption import caption
+    from recap_ray.pipelines.caption.job import caption
     from recap_ray.settings import CaptionSettings
 
     card = json.loads((Path(clipcap["output"]) / "decoder.json").read_text())
@@ -108,7 +109,7 @@ def test_recap_tunes_a_language_model_that_caption_takes(built, tmp_path):
     output = str(tmp_path / "tuned")
     given = {"method": "recap", "captions": str(built.world.index_captions), "output": output, **SMALL}
     assert train_decoder(TrainDecoderSettings(**{**given, "epochs": 1, "datastore": 200})) == 0
-    from recap_ray.pipelines.caption import caption
+    from recap_ray.pipelines.caption.job import caption
 
     assert caption(built.caption_settings(tmp_path / "out", language_model=output)) == 0
 

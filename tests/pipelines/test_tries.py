@@ -3,10 +3,10 @@
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines.caption import caption_once
-from recap_ray.pipelines.caption_tally import Tally, report_failures
-from recap_ray.pipelines.guard import FAILURE, MISTAKE, STOPPED
-from recap_ray.runs import Run
+from recap_ray.pipelines.caption.job import caption_once
+from recap_ray.pipelines.caption.results import Tally, report_failures
+from recap_ray.pipelines.failures import FAILURE, MISTAKE, STOPPED
+from recap_ray.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("ray_running")  # whose nodes are watched
 

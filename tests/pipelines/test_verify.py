@@ -6,13 +6,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recap_ray import key_sums
 from recap_ray.errors import UserError
 from recap_ray.pipelines import rows
 from recap_ray.pipelines.cluster import ray_session
-from recap_ray.pipelines.verify import FileKeys, OutputKeys
+from recap_ray.pipelines.output.verify import FileKeys, OutputKeys
+from recap_ray.runs import key_digests
 from recap_ray.settings import RaySettings
-from recap_ray.storage import names_in
+from recap_ray.storage.paths import names_in
 from tests.pipelines.test_compact import compacted
 from tests.pipelines.test_inputs import run, settings_of, verified, write_tar
 
@@ -42,7 +42,7 @@ def test_a_whole_run_is_verified_and_both_sides_tell_how_far_they_are(captioned,
 @pytest.mark.parametrize("blocks, at_once", [(256, 1 << 25), (2, 2)])
 def test_a_missing_a_doubled_and_an_unknown_key_are_found(captioned, tmp_path, capsys, monkeypatch, blocks, at_once):
     monkeypatch.setattr(rows, "BLOCKS", (blocks, blocks))
-    monkeypatch.setattr(key_sums, "KEYS_AT_ONCE", at_once)
+    monkeypatch.setattr(key_digests, "KEYS_AT_ONCE", at_once)
     shutil.copytree(captioned, tmp_path, dirs_exist_ok=True)
     write_tar(tmp_path / "tars" / "0.tar", range(1, 25))  # 0 is in the pack, and nobody's now
     write_tar(tmp_path / "tars" / "2.tar", range(50, 76))  # 75 is new

@@ -9,7 +9,7 @@ import pytest
 
 from recap_ray.alignment import Recipe, choose, cross_validate, project_gap, recipes
 from recap_ray.errors import MissingExtra, UserError
-from recap_ray.pipelines.fitting import candidate_entry
+from recap_ray.pipelines.fit.fit import candidate_entry
 from recap_ray.report.plots import (
     gap_figure,
     open_plots,

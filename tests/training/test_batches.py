@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from recap_ray.demo import TINY_LANGUAGE_MODEL
 from recap_ray.errors import UserError
+from recap_ray.models.tiny import TINY_LANGUAGE_MODEL
 from recap_ray.training.batches import PrefixBatches, PromptBatches, Texts
 from recap_ray.training.examples import Examples, epoch_batches, own_share
 from recap_ray.training.noise import Noise

@@ -1,0 +1,1 @@
+"""Images: bytes -> pixels at the model's size. No torch."""

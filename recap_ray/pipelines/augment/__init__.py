@@ -1,0 +1,1 @@
+"""Augment the index: caption, score, keep and index again, round by round."""

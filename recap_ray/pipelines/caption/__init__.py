@@ -1,0 +1,1 @@
+"""Caption every image: parts -> pixels -> captions -> one Parquet file a part."""

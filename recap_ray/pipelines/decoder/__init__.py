@@ -1,0 +1,1 @@
+"""Train a decoder, or import a published one."""

@@ -1,0 +1,131 @@
+"""Import a checkpoint of ClipCap or CapDec: read, checked against its CLIP and tokenizer, written as a decoder folder.
+
+The folder (models/decoder_card.py) appears whole or not at all; on a store its card does, last of all files. No hub is
+asked for weights; the tokenizer comes from one if it is given by a name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from transformers import AutoTokenizer
+
+from recap_ray.errors import UserError
+from recap_ray.models.checkpoint_import import Checkpoint, read_checkpoint
+from recap_ray.models.clip import ClipCard
+from recap_ray.models.decoder_card import CARD, MAPPER_WEIGHTS, DecoderCard
+from recap_ray.models.device import load_errors
+from recap_ray.models.language_model import language_model_identity
+from recap_ray.models.names import language_model_path
+from recap_ray.runs.run import output_folder
+from recap_ray.settings import ImportDecoderSettings
+from recap_ray.storage.cache import fetched
+from recap_ray.storage.files import file_digest
+from recap_ray.storage.paths import commit, is_remote, names_in
+
+# Vocabularies are filled up to multiples of at most so many with rows that no token has.
+FILLED_TO = 128
+
+
+def import_decoder(settings: ImportDecoderSettings) -> int:
+    """Writes the decoder folder, prints what it is in one line and returns 0."""
+    settings = settings.resolved()
+    assert settings.method and settings.clip and settings.normalise is not None
+    output = output_folder(settings.output)
+    if names_in(output):
+        raise UserError(f"--output {settings.output} is not empty: name a new folder")
+    clip = ClipCard.of(settings.clip)
+    checkpoint = read_checkpoint(settings.checkpoint, settings.heads, settings.mapper_heads)
+    if checkpoint.shape.embed_dim != clip.embed_dim:
+        raise UserError(
+            f"--checkpoint {settings.checkpoint} is for embeddings of {checkpoint.shape.embed_dim} dimensions, but the "
+            f"CLIP {settings.clip} has {clip.embed_dim}: name with --clip the one that it was trained on"
+        )
+    tokenizer = fitting_tokenizer(settings.tokenizer, checkpoint.config.vocab_size)
+    checkpoint.config.bos_token_id = checkpoint.config.eos_token_id = tokenizer.eos_token_id
+    card = DecoderCard(
+        settings.method, clip.identity, clip.embed_dim, settings.normalise, offset=False, mapper=checkpoint.shape
+    )
+    file = fetched(settings.checkpoint, "--checkpoint")
+    made_by = {
+        "job": "import-decoder",
+        "checkpoint": f"{Path(settings.checkpoint).name}@{file_digest(file)}",
+        "preset": settings.preset,
+        "tokenizer": language_model_identity(settings.tokenizer),
+    }
+    with whole_folder(output, settings.output) as folder:
+        checkpoint.config.save_pretrained(folder)
+        safetensors.torch.save_file(checkpoint.gpt2, folder / "model.safetensors", {"format": "pt"})
+        safetensors.torch.save_file(checkpoint.mapper, folder / MAPPER_WEIGHTS)
+        tokenizer.save_pretrained(folder)
+        card.save(folder, made_by)
+    print(f"{described(card, checkpoint)}: {output}")
+    return 0
+
+
+def fitting_tokenizer(name: str, vocabulary: int) -> Any:
+    """The tokenizer of a model with so many tokens; raises UserError if it cannot be loaded or is another's."""
+    path = language_model_path(name, "--tokenizer")
+    with load_errors("--tokenizer", name):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if tokenizer.eos_token_id is None:
+            raise ValueError("it has no end token")
+    if not 0 <= vocabulary - len(tokenizer) < FILLED_TO:
+        raise UserError(
+            f"--tokenizer {name} has {len(tokenizer):,} tokens, but the checkpoint's GPT-2 {vocabulary:,}: name the "
+            "one that it was trained with"
+        )
+    return tokenizer
+
+
+@contextmanager
+def whole_folder(output: Path, given: str) -> Iterator[Path]:
+    """A new folder on this machine to fill, which becomes `output` if nothing is raised; `given` is how the user named
+    it."""
+    try:
+        with _folder_to_upload(output) if is_remote(output) else _folder_to_rename(output) as folder:
+            yield folder
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--output {given} cannot be written ({reason}): name another folder") from None
+
+
+@contextmanager
+def _folder_to_rename(output: Path) -> Iterator[Path]:
+    fresh = output.with_name(f".{output.name}.new")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)  # of an import that was killed
+        fresh.mkdir(parents=True)
+        yield fresh
+        fresh.rename(output)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def _folder_to_upload(output: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+        for path in sorted(Path(name).iterdir(), key=lambda path: path.name == CARD):
+            commit(output / path.name, partial(shutil.copyfile, path))
+
+
+def described(card: DecoderCard, checkpoint: Checkpoint) -> str:
+    """Method, sizes, parameters, CLIP and normalisation in a line."""
+    shape, config = checkpoint.shape, checkpoint.config
+    counts = [sum(weight.numel() for weight in part.values()) for part in (checkpoint.mapper, checkpoint.gpt2)]
+    sizes = f"D = {shape.embed_dim}, P = {shape.prefix_length}"
+    if shape.kind == "transformer":
+        sizes += f", C = {shape.clip_length}, {shape.layers} layers, {shape.heads} heads"
+    gpt2 = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, {config.n_positions} positions"
+    return (
+        f"{card.method}: {shape.kind} mapper ({sizes}; {counts[0]:,} parameters), GPT-2 ({gpt2}; {counts[1]:,} "
+        f"parameters), CLIP {card.clip}, embeddings {'of unit length' if card.normalise else 'as CLIP gives them'}"
+    )

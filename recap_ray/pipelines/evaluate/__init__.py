@@ -1,0 +1,1 @@
+"""Score captions against references, and metrics against people."""

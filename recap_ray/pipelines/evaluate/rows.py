@@ -1,0 +1,152 @@
+"""What is evaluated, read into one form: captions with their references, from a run, a JSON list or judgements.
+
+No torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from recap_ray.errors import UserError
+from recap_ray.pipelines.map_files import iter_part_rows
+from recap_ray.runs.reading import open_output
+from recap_ray.settings import EvaluateSettings
+from recap_ray.tables.captions import read_pairs, read_predictions
+from recap_ray.tables.judgements import Judgements, read_judgements
+from recap_ray.tables.locate import locate_files
+
+COLUMNS = ["key", "source", "caption", "clip_score", "aligned_clip_score"]
+
+
+@dataclass
+class EvaluationRows:
+    """Captions to score, a row each."""
+
+    keys: list[str]  # distinct
+    images: list[str]  # of judgements one image may have several rows
+    sources: list[str | None]  # files; None where it is not known
+    captions: list[str | None]  # None for an image without one
+    references: list[list[str]]
+    scores: dict[str, np.ndarray] = field(default_factory=dict)  # that the run wrote, NaN where it has none
+    judgements: Judgements | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def scored(self) -> np.ndarray:
+        """A mask (n,) of the rows that have a caption and references."""
+        return np.array([bool(c and r) for c, r in zip(self.captions, self.references)], bool)
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """The output folder of a run of `caption`, checked; `run` is its run.json."""
+
+    captions: str
+    run: dict[str, Any]
+    files: list[Path]
+    references_path: str
+    references: dict[str, list[str]]
+    subset: bool
+
+    @classmethod
+    def open(cls, settings: EvaluateSettings) -> RunSource:
+        """Raises UserError for a folder that is none, or for references that cannot be read."""
+        captions = settings.captions or ""
+        _, run, files = open_output(captions)
+        if not settings.references:
+            raise UserError(f"--captions {captions}: give with --references the captions to score against")
+        pairs = read_pairs(settings.references, "--references")
+        references = dict(zip(pairs["image"].to_pylist(), pairs["captions"].to_pylist()))
+        return cls(captions, run, files, settings.references, references, settings.subset)
+
+    def read(self) -> EvaluationRows:
+        """The rows, in the order of their keys; read through Ray. Raises UserError for a key that comes twice, and
+        for references of images that were not captioned, unless they may be."""
+        table = pa.concat_tables(iter_part_rows(self.files, COLUMNS)).sort_by("key")
+        keys = table["key"].to_pylist()
+        if twice := next((one for one, other in pairwise(keys) if one == other), None):
+            raise UserError(
+                f"--captions {self.captions} holds the key {twice!r} twice: see `verify`, and remove the part that "
+                "does not belong to the run"
+            )
+        matched = match_keys(keys, self.references, self.references_path)
+        known = set(matched.values())
+        unknown = [name for name in self.references if name not in known]
+        if unknown and not self.subset:
+            raise UserError(
+                f"--references {self.references_path} is of {len(unknown):,} images that were not captioned, the first "
+                f"is {unknown[0]!r}: take them out, or add --subset if only a part was meant to be captioned"
+            )
+        return EvaluationRows(
+            keys,
+            keys,
+            table["source"].to_pylist(),
+            table["caption"].to_pylist(),
+            [self.references.get(matched[key] or "", []) for key in keys],
+            {
+                "CLIP-S": table["clip_score"].to_numpy().astype(np.float64),
+                "aCLIP-S": table["aligned_clip_score"].to_numpy().astype(np.float64),
+            },
+        )
+
+
+def read_predicted(settings: EvaluateSettings) -> EvaluationRows:
+    """The rows of a JSON list, which brings its own references."""
+    if settings.references:
+        raise UserError(f"--captions {settings.captions} holds its own references: leave --references out")
+    predictions, references = read_predictions(settings.captions or "")
+    keys = list(references)
+    captions = [predictions.get(key) for key in keys]
+    return EvaluationRows(keys, keys, _sources(keys, settings), captions, list(references.values()))
+
+
+def read_judged(settings: EvaluateSettings) -> EvaluationRows:
+    """The rows of judgements, numbered from 1."""
+    judged = read_judgements(settings.judgements or "", settings.references, settings.protocol)
+    keys = [str(number + 1) for number in range(len(judged.images))]
+    references = [judged.references.get(image, []) for image in judged.images]
+    return EvaluationRows(
+        keys, judged.images, _sources(judged.images, settings), list(judged.captions), references, {}, judged
+    )
+
+
+def _sources(images: list[str], settings: EvaluateSettings) -> list[str | None]:
+    if settings.images is None:
+        return [None] * len(images)
+    if not os.path.isdir(settings.images):
+        raise UserError(f"--images {settings.images} is no folder: expected the one that the images' names are in")
+    return list(locate_files(images, os.path.expanduser(settings.images), f"--images {settings.images}", "--images"))
+
+
+def match_keys(keys: list[str], references: dict[str, Any], path: str) -> dict[str, str | None]:
+    """For each key of the output the name its references have: the key itself, or else the file name alone.
+
+    Raises UserError if no key has references at all, which is a mistake of paths rather than a gap.
+    """
+    matched: dict[str, str | None] = {key: key if key in references else None for key in keys}
+    # A file name alone matches only where it is one image's on both sides, matched otherwise or not.
+    names, files = _by_file(references), _by_file(keys)
+    matched |= {key: names.get(file) for file, key in files.items() if key and matched[key] is None}
+    if not any(matched.values()):
+        raise UserError(
+            f"--references {path} names none of the images captioned: it has {next(iter(references))!r}, "
+            f"the output has {keys[0]!r}"
+        )
+    return matched
+
+
+def _by_file(names: Iterable[str]) -> dict[str, str | None]:
+    """File name -> the name that ends in it, or None where several do."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        found[Path(name).name] = None if Path(name).name in found else name
+    return found

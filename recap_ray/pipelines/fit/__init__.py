@@ -1,0 +1,1 @@
+"""Fit the map from image to caption space."""

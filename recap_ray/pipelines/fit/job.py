@@ -1,0 +1,135 @@
+"""Fit the map from image to caption space: pairs -> embeddings -> moments -> closed-form maps -> the best one.
+
+What is fitted on and written, whether embeddings are given or to be computed, is told in fitting.py.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pyarrow as pa
+
+from recap_ray.alignment import Candidate, Recipe, project_gap, recipes
+from recap_ray.errors import UserError
+from recap_ray.models.clip import ClipCard
+from recap_ray.models.device import Compute
+from recap_ray.pipelines.fit.fit import Fitted, check_dimensions, fit_gathered, gather_embeddings, save_fitted
+from recap_ray.pipelines.fit.fold_moments import Gathered
+from recap_ray.pipelines.fit.gather_pairs import gather_pairs
+from recap_ray.report.plots import gap_figure, open_plots, require_matplotlib, retrieval_figure, save_plots
+from recap_ray.runs.run import Run, open_run
+from recap_ray.settings import FitAlignmentSettings
+from recap_ray.storage.files import file_stamp, read_json
+from recap_ray.tables.captions import read_located_pairs
+from recap_ray.tables.embeddings import EmbeddingsFile
+
+
+def fit_alignment(settings: FitAlignmentSettings) -> int:
+    """Fits, chooses and saves the map; returns the exit code."""
+    wanted = recipes(settings.method, settings.center, settings.standardise, settings.normalise)
+    if settings.plots:
+        require_matplotlib()
+    Compute(settings.device, settings.precision).check()
+    card = ClipCard.of(settings.clip)
+    given = open_embeddings(settings, card) if settings.embeddings else open_pairs(settings)
+    run = open_run(settings.output, "fit-alignment", shaping(settings, card), asdict(settings))
+    plots = open_plots(settings.plots) if settings.plots else None
+    finished = run.is_finished()
+    if finished:
+        again = "; they are read again for the plots" if plots else ""
+        print(f"the alignment in {run.folder} is already fitted on these pairs{again}")
+        if not plots:
+            return 0
+    started = monotonic()
+    if isinstance(given, EmbeddingsFile):
+        gathered = gather_embeddings(given, settings)
+    else:
+        gathered = gather_pairs(given, card, settings)
+    gathered.seconds = {"gather": round(monotonic() - started, 3), **gathered.seconds}
+    if not finished:
+        where = f"--{'embeddings' if settings.embeddings else 'pairs'} {settings.embeddings or settings.pairs}"
+        fitted = fit_gathered(gathered, wanted, where)
+        report = save_fitted(fitted, card, run.folder)
+        run.succeed()
+        _tell(fitted, report, run.folder)
+    if plots:
+        _draw(gathered, run, plots)
+    return 0
+
+
+def shaping(settings: FitAlignmentSettings, card: ClipCard) -> dict[str, Any]:
+    """What the map depends on."""
+    source: dict[str, Any]
+    if settings.embeddings:
+        source = {"embeddings": file_stamp(settings.embeddings)}
+    else:
+        root = settings.image_root or os.path.dirname(settings.pairs or "")
+        source = {"pairs": file_stamp(settings.pairs or ""), "image_root": os.path.abspath(os.path.expanduser(root))}
+    return {
+        **source,
+        "limits": [settings.max_image_bytes, settings.max_image_pixels],
+        "clip": card.identity,
+        "precision": settings.precision,
+        "method": settings.method,
+        "center": settings.center,
+        "standardise": settings.standardise,
+        "normalise": settings.normalise,
+        "held_out": settings.held_out,
+    }
+
+
+def open_embeddings(settings: FitAlignmentSettings, card: ClipCard) -> EmbeddingsFile:
+    """The file of embeddings; raises UserError unless it has the dimension of the CLIP."""
+    file = EmbeddingsFile.open(settings.embeddings or "")
+    check_dimensions(file.where, file.dim, card, settings.clip)
+    return file
+
+
+def open_pairs(settings: FitAlignmentSettings) -> pa.Table:
+    """The pairs with the files of their images; raises UserError if there is one image alone."""
+    pairs = read_located_pairs(settings.pairs or "", settings.image_root)
+    if len(pairs) < 2:
+        raise UserError(
+            f"--pairs {settings.pairs} holds one image: expected at least two, one to fit on and one to choose by"
+        )
+    return pairs
+
+
+def _tell(fitted: Fitted, report: dict[str, Any], folder: Path) -> None:
+    """Prints the best of each method; all of them are in alignment.json."""
+    candidates, chosen, gathered = fitted.candidates, fitted.recipe, fitted.gathered
+    print(f"retrieval of {report['held_out_images']:,} held-out images among {report['pool']}; the best of each method")
+    best: dict[str, Candidate] = {}
+    for candidate in candidates:
+        method = candidate.recipe.method
+        if method not in best or candidate.scores["MRR"] > best[method].scores["MRR"]:
+            best[method] = candidate
+    shown = {**{c.recipe: c for c in best.values()}, **{c.recipe: c for c in candidates if c.recipe == chosen}}
+    for recipe, candidate in shown.items():
+        scores = "  ".join(f"{name} {value:.3f}" for name, value in candidate.scores.items())
+        mark = "->" if recipe == chosen else "  "
+        print(f"{mark} {recipe!s:40} {scores} +- {candidate.standard_error:.3f}  gap {candidate.modality_gap:.3f}")
+    if not candidates:
+        print(f"too few images to compare maps: took the simplest, {chosen}")
+    elif shown[chosen].scores["MRR"] < best["identity"].scores["MRR"]:
+        print(f"{chosen} retrieves worse than no map: --method auto would not have taken it")
+    if gathered.errors:
+        codes = ", ".join(f"{code} {n:,}" for code, n in sorted(gathered.errors.items()))
+        print(f"{gathered.errors.total():,} images left out: {codes}")
+    print(f"{chosen}: {folder}/alignment.safetensors")
+
+
+def _draw(gathered: Gathered, run: Run, plots: Path) -> None:
+    """Draws what alignment.json tells, and the modality gap of held-out pairs."""
+    report = read_json(run.folder / "alignment.json", "the alignment in --output")
+    candidates, chosen, gap = report["held_out_retrieval"], report["recipe"], report["modality_gap"]
+    if not candidates:
+        print("too few images to compare maps: there is nothing to plot")
+        return
+    projection = project_gap(gathered.folds, Recipe(**chosen))
+    figures = {"retrieval": retrieval_figure(candidates, chosen), "modality_gap": gap_figure(projection, gap)}
+    save_plots(figures, plots)

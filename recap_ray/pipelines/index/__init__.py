@@ -1,0 +1,1 @@
+"""Build the caption index, and serve it to captioners."""

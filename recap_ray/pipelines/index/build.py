@@ -1,0 +1,184 @@
+"""Build the caption index: captions -> exact duplicates out -> shards of captions -> their embeddings in FAISS.
+
+    I/shard-00000.parquet    id, caption, origin
+    I/shard-00000.faiss      the same ids with their embeddings
+    I/trained.faiss          of ivf and ivfpq: the centroids, which all shards have in common
+    I/queries.npy            of ivf and ivfpq: what their recall was measured with
+    I/index.json             written last: an index without it is not finished
+
+A shard is a part: it is embedded once, committed by rename, and skipped when the command is run again. For ivf and
+ivfpq it is written flat first: the centroids are trained on rows of all shards, which are then filled into lists.
+
+With `--extend` the new index begins with the shards of a finished one, byte for byte and never embedded again; the
+new captions, less those it holds already, follow in shards of their own with the ids that come next. `origin` says
+where a caption is from ("given", or what `--origin` named), and index.json how many there are of each origin. The type
+of the index and its centroids stay.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import asdict
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from recap_ray.caption_index.base import IndexBase
+from recap_ray.caption_index.layout import FLAT, Layout, choose_layout
+from recap_ray.caption_index.lists import read_layout, trained_path
+from recap_ray.caption_index.search import IndexCard
+from recap_ray.caption_index.shard import vectors_path, write_captions
+from recap_ray.errors import UserError
+from recap_ray.models.clip import ClipCard
+from recap_ray.models.device import Compute
+from recap_ray.pipelines.cluster import light_stage, model_stage, ray_session
+from recap_ray.pipelines.embedding import EmbeddingActor
+from recap_ray.pipelines.index.ivf import fill_lists, measure_recall
+from recap_ray.pipelines.index.shard_stages import CaptionReader, VectorWriter
+from recap_ray.runs.run import open_run
+from recap_ray.settings import BuildIndexSettings
+from recap_ray.storage.files import digest_of, file_stamp
+from recap_ray.storage.paths import remove_leftovers
+from recap_ray.tables.captions import iter_captions
+from recap_ray.timing.progress import Progress
+
+RECALL = 0.95  # asked for unless told otherwise
+
+
+def build_index(settings: BuildIndexSettings) -> int:
+    """Builds the index, or what is missing of it; returns the exit code."""
+    compute = Compute(settings.device, settings.precision)
+    compute.check()
+    card = ClipCard.of(settings.clip)
+    base = IndexBase.of(settings.extend, card.identity, card.embed_dim)
+    if base.layout and settings.index_type not in ("auto", base.layout.type):
+        raise UserError(
+            f"--index-type {settings.index_type}: --extend {settings.extend} is of type {base.layout.type}, and stays "
+            "so; leave the type out, or build a new index of all captions"
+        )
+    batches = iter_captions(settings.captions)
+    first = next(batches, [])  # a missing or unreadable file is told before the output folder is touched
+    shaping = {
+        "captions": file_stamp(settings.captions),
+        "clip": card.identity,
+        "precision": settings.precision,
+        "shard_rows": settings.shard_rows,
+        "index_type": settings.index_type,
+        "index_memory_gb": settings.index_memory_gb,
+        "recall": settings.recall,
+        "extend": base.fingerprint,
+        "origin": settings.origin,
+    }
+    run = open_run(settings.output, "build-index", shaping, asdict(settings))
+    if run.is_finished():
+        print(f"the index in {run.folder} is already built from these captions")
+        return 0
+    remove_leftovers(run.folder)
+    given, new_rows = write_shard_captions(run.folder, chain([first], batches), settings, base)
+    base.take_over(run.folder)
+    shard_rows = [*base.shard_rows, *new_rows]
+    rows, duplicates = sum(shard_rows), given - sum(new_rows)
+    if not rows:
+        raise UserError(f"--captions {settings.captions} holds no caption to build an index of: expected one or more")
+    layout = settle_layout(run.folder, base, settings, rows, card.embed_dim)
+    index = IndexCard(run.folder, card.identity, card.embed_dim, rows, len(shard_rows), "", layout.type, layout.nlist)
+    recall: dict[str, Any] | None = None
+    todo = [n for n in range(len(shard_rows)) if not vectors_path(run.folder, n).exists()]
+    done = rows - sum(shard_rows[n] for n in todo)
+    with ray_session(settings) if todo or layout.type != FLAT else nullcontext():
+        with Progress("build-index", rows, "captions", done) as progress:
+            for report in embed_shards(todo, run.folder, card, compute).iter_rows() if todo else ():
+                progress.update(report["rows"])
+        if layout.type != FLAT:
+            fill_lists(run.folder, shard_rows, layout)
+            index, recall = measure_recall(index, settings.recall or base.recall or RECALL)
+    searched = {name: getattr(index, name) for name in ("type", "nlist", "nprobe", "rescored")}
+    run.write(
+        "index.json",
+        {
+            "clip": card.identity,
+            "dim": card.embed_dim,
+            "rows": rows,
+            "shards": len(shard_rows),
+            "shard_rows": shard_rows,
+            **searched,
+            "recall": recall,  # null of a flat index, which finds all
+            "metric": "inner product of unit vectors (cosine)",
+            "captions_given": given,
+            "duplicates_removed": duplicates,
+            "origins": dict(Counter(base.origins) + Counter({settings.origin: sum(new_rows)})),
+            "fingerprint": digest_of({"run": run.fingerprint, **searched}),
+        },
+    )
+    run.succeed()
+    taken = f"{base.rows:,} taken over, " if base.rows else ""
+    print(f"{rows:,} captions ({taken}{duplicates:,} duplicates removed) in {len(shard_rows)} shards: {run.folder}")
+    return 0
+
+
+def settle_layout(folder: Path, base: IndexBase, settings: BuildIndexSettings, rows: int, dim: int) -> Layout:
+    """The type of the index: the base's, or what training was done for before a stop, or else chosen and told why."""
+    if base.layout:
+        return base.layout
+    if trained_path(folder).exists():
+        return read_layout(folder)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    if settings.index_memory_gb is not None:
+        memory = settings.index_memory_gb * 2**30
+    layout, reason = choose_layout(settings.index_type, rows, dim, memory)
+    lists = f" of {layout.nlist:,} lists" if layout.nlist else ""
+    print(f"an index of type {layout.type}{lists} for {rows:,} captions: {reason}", flush=True)
+    return layout
+
+
+def write_shard_captions(
+    folder: Path, batches: Iterable[list[str]], settings: BuildIndexSettings, base: IndexBase
+) -> tuple[int, list[int]]:
+    """Commits the distinct captions of the input as shards with rising ids, after those of the base; gives how many
+    captions were given, and each new shard's rows. Of equal captions the first is kept.
+
+    The set that finds duplicates holds a 16-byte digest a caption, not its text.
+    """
+    seen = {_digest(caption) for batch in base.captions() for caption in batch}
+    waiting: list[str] = []
+    sizes: list[int] = []
+    given = 0
+
+    def flush(least: int) -> None:
+        while len(waiting) >= least and waiting:
+            shard, first_id = waiting[: settings.shard_rows], base.rows + sum(sizes)
+            write_captions(folder, len(base.shard_rows) + len(sizes), first_id, shard, settings.origin)
+            sizes.append(len(shard))
+            del waiting[: len(shard)]
+
+    for batch in batches:
+        given += len(batch)
+        for caption in batch:
+            digest = _digest(caption)
+            if digest not in seen:
+                seen.add(digest)
+                waiting.append(caption)
+        flush(settings.shard_rows)
+    flush(1)
+    return given, sizes
+
+
+def _digest(caption: str) -> bytes:
+    return blake2b(caption.encode(), digest_size=16).digest()
+
+
+def embed_shards(shards: list[int], folder: Path, card: ClipCard, compute: Compute) -> ray.data.Dataset:
+    """Shard numbers -> captions -> embeddings -> FAISS files, one block and one row of report a shard."""
+    actors = model_stage(compute.device, len(shards))
+    return (
+        ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))
+        .map_batches(CaptionReader(folder), batch_format="numpy", **light_stage())
+        .map_batches_internal(EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
+        .map_batches(VectorWriter(folder), batch_format="numpy", **light_stage())
+    )

@@ -1,0 +1,117 @@
+"""Shards spread over the nodes as actors: fan-out, exact merge, and recovery when one of them dies.
+
+An actor maps its shards' files, so that it starts at once wherever it is put. When its process or node dies Ray
+starts it again, on another node if need be, and sends it the searches that it still owes: who asked only waits longer.
+No torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from recap_ray.caption_index.merge import Candidates, best_of
+from recap_ray.caption_index.search import CaptionIndex, CaptionSearch, IndexCard
+from recap_ray.errors import UserError
+
+# How long a search, with the recovery of an actor in it, may take. Starting an actor on another node takes seconds, and
+# noticing that a node has died half a minute.
+WAIT_S = 300.0
+SEARCHES_AT_ONCE = 4  # in an actor, a thread each
+OPTIONS: dict[str, Any] = {
+    "num_cpus": 0,  # a CPU taken here would be missing to the stages around it
+    "memory": 2**20,  # bytes: actors that ask for nothing at all are put on any node, whatever they are told
+    "max_restarts": -1,
+    "max_task_retries": -1,
+    "max_concurrency": SEARCHES_AT_ONCE,
+}
+
+
+class ShardActor:
+    """Some neighbouring shards of an index. They are opened when they are first asked for: what is wrong with them then
+    reaches who asks, where a constructor's error would only be the actor's death."""
+
+    def __init__(self, card: IndexCard, numbers: Sequence[int]):
+        self.card, self.numbers = card, numbers
+
+    @cached_property
+    def index(self) -> CaptionIndex:
+        """The shards, opened."""
+        return CaptionIndex.open(self.card, mapped=True, numbers=self.numbers)
+
+    def first_id(self) -> int:
+        """The id of its first caption."""
+        return self.index.first_ids[0]
+
+    def candidates(self, queries: np.ndarray, k: int) -> Candidates:
+        """See CaptionIndex."""
+        return self.index.candidates(queries, k)
+
+    def captions(self, ids: np.ndarray) -> list[list[str]]:
+        """See CaptionIndex."""
+        return self.index.captions(ids)
+
+    def process(self) -> int:
+        """The id of its process."""
+        return os.getpid()
+
+
+class SpreadIndex(CaptionSearch):
+    """The index as its shard actors hold it; may be sent to any process of the cluster."""
+
+    searched_by = "shard actors"
+
+    def __init__(self, card: IndexCard, actors: Sequence[Any], wait_s: float = WAIT_S):
+        self.card, self.actors, self.wait_s = card, list(actors), wait_s
+        self.first_ids: list[int] = self._wait([actor.first_id.remote() for actor in self.actors])
+
+    @classmethod
+    @contextmanager
+    def started(cls, card: IndexCard, nodes: Sequence[str], wait_s: float = WAIT_S) -> Iterator[SpreadIndex]:
+        """Starts an actor on each of the nodes with these ids (never more than there are shards), and ends them
+        afterwards. Raises UserError if a shard cannot be opened.
+        """
+        slices = np.array_split(np.arange(card.shards), min(len(nodes), card.shards))
+        actor = ray.remote(**OPTIONS)(ShardActor)
+        homes = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # soft: elsewhere once it is dead
+        actors = [
+            actor.options(scheduling_strategy=home).remote(card, numbers.tolist())
+            for home, numbers in zip(homes, slices)
+        ]
+        try:
+            yield cls(card, actors, wait_s)
+        finally:
+            for one in actors:
+                ray.kill(one)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See CaptionSearch. Raises UserError if an actor is gone and does not come back in time."""
+        sent = ray.put(np.ascontiguousarray(queries, np.float32))  # once for all actors
+        found = self._wait([actor.candidates.remote(sent, k) for actor in self.actors])
+        return best_of(found, self.card.rescored, k)
+
+    def captions(self, ids: np.ndarray) -> list[list[str]]:
+        """See CaptionSearch."""
+        wanted = np.unique(ids[ids >= 0])
+        pieces = np.split(wanted, np.searchsorted(wanted, self.first_ids[1:]))
+        asked = [actor.captions.remote(piece[None]) for actor, piece in zip(self.actors, pieces) if len(piece)]
+        texts = [text for [row] in self._wait(asked) for text in row]
+        by_id = dict(zip(wanted.tolist(), texts))
+        return [[by_id[row_id] for row_id in row if row_id >= 0] for row in ids.tolist()]
+
+    def _wait(self, asked: list[Any]) -> list[Any]:
+        try:
+            return ray.get(asked, timeout=self.wait_s)
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+            raise UserError(
+                f"--index {self.card.folder}: its shard actors did not answer within {self.wait_s:.0f} s, though Ray "
+                "starts them again where they die: see whether the nodes are alive and reach the folder, and run the "
+                "command again"
+            ) from None

@@ -1,0 +1,93 @@
+"""Copies of remote files on this machine, each fetched once."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from recap_ray.errors import UserError
+from recap_ray.storage.paths import (
+    filesystem_of,
+    is_remote,
+    key_of,
+    stamp_of,
+    storage_path,
+)
+
+
+def fetched(text: str, flag: str) -> Path:
+    """A folder or file that must be a local one for who reads it (models): itself, or a copy on this machine.
+
+    Raises UserError, which begins with `flag`, for a URL that leads nowhere.
+    """
+    path = storage_path(text, flag)
+    if not is_remote(path):
+        return path.resolve()
+    try:
+        return local_copy(path)
+    except FileNotFoundError:
+        raise UserError(f"{flag} {text} does not exist on that store: expected a folder or file") from None
+
+
+def local_copy(path: Path) -> Path:
+    """The path itself if it is local, else a copy of the file or folder on this machine, fetched once.
+
+    Raises FileNotFoundError.
+    """
+    if not is_remote(path):
+        return path
+    files = filesystem_of(path).find(key_of(path), detail=True)
+    if not files:
+        raise FileNotFoundError(str(path))
+    stamp = hashlib.sha256(repr([(name, stamp_of(about)) for name, about in sorted(files.items())]).encode())
+    target = cache_folder() / stamp.hexdigest()[:16] / path.name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(target.with_name(f".{target.name}.lock")):
+            if not target.exists():  # nobody fetched it while we waited
+                _fetch(path, files, target)
+    return target
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Actors that start together on a node load the same models: the others wait for the first one's copy."""
+    with open(lock, "w") as file:
+        with suppress(OSError):  # a file system without locks: then each one fetches its own, and one of them counts
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(path: Path, files: Iterable[str], target: Path) -> None:
+    """Copies `files`, which are all that is below `path` in its store, so that `target` appears whole or not at all."""
+    fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    for name in files:
+        to = fresh / name.removeprefix(key_of(path)).lstrip("/") if name != key_of(path) else fresh
+        to.parent.mkdir(parents=True, exist_ok=True)
+        filesystem_of(path).get_file(name, str(to))
+    try:
+        fresh.rename(target)
+    except OSError:  # another process was faster
+        shutil.rmtree(fresh) if fresh.is_dir() else fresh.unlink()
+
+
+def cache_folder() -> Path:
+    """Where a node keeps copies of remote files and what it made of an index: RECAP_RAY_CACHE, or a folder of the
+    user's among the temporary ones.
+
+    It may be deleted whenever no job is running. Raises UserError for a temporary one that is someone else's.
+    """
+    if chosen := os.environ.get("RECAP_RAY_CACHE"):
+        return Path(chosen).expanduser()
+    folder = Path(tempfile.gettempdir()) / f"recap-ray-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise UserError(f"{folder} is another user's: name a folder for recap-ray's cache by RECAP_RAY_CACHE")
+    return folder

@@ -1,0 +1,1 @@
+"""Tables that users bring: captions, pairs, embeddings, judgements. No torch."""

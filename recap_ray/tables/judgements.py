@@ -1,0 +1,170 @@
+"""Captions that people have rated, for measuring how well a metric agrees with them.
+
+| file                         | what is read                                                                        |
+|------------------------------|-------------------------------------------------------------------------------------|
+| ExpertAnnotations.txt        | Flickr8k: IMAGE, caption id, three ratings from 1 to 4, tabs between                |
+| CrowdFlowerAnnotations.txt   | Flickr8k: IMAGE, caption id, fraction of yes, number of yes, number of no           |
+| .json                        | flickr8k.json, crowdflower_flickr8k.json as the clipscore repository's script makes |
+| .tsv .csv .jsonl .parquet    | columns image, caption, rating, see captions.py                                       |
+
+What is then done is a matter of the protocol, not of the format; its rules are those of Hessel et al. 2021 (CLIPScore,
+arXiv 2104.08718), appendix A, who follow SPICE (Anderson et al. 2016). Which tau goes with it: metrics/agreement.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from recap_ray.errors import UserError
+from recap_ray.tables.captions import TABLE_FORMATS, read_pairs
+from recap_ray.tables.formats import require_file, suffix_of
+from recap_ray.tables.judgement_formats import (
+    CF,
+    EXPERT,
+    TABLE,
+    References,
+    Rows,
+    is_expert_rating,
+    is_fraction,
+    protocol_of,
+    read_annotations,
+    read_clipscore_json,
+    read_table,
+    references_by_stem,
+    token_captions,
+)
+
+PROTOCOLS = ("auto", EXPERT, CF, TABLE)
+FORMATS = f"Flickr8k's .txt, clipscore's .json, or a table in {TABLE_FORMATS}"
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Rated captions: images, captions and ratings are columns of one length, an (image, caption) pair a row."""
+
+    protocol: str  # one of PROTOCOLS, never "auto"
+    images: list[str]
+    captions: list[str]
+    ratings: list[list[float]]  # one or more for each row
+    references: dict[str, list[str]]  # of the judged images; for "table", of those that have any
+
+
+def read_judgements(
+    path: str,
+    references_path: str | None = None,
+    protocol: str = "auto",
+    flag: str = "--judgements",
+    references_flag: str = "--references",
+) -> Judgements:
+    """The judgements of a file under the rules of a protocol; "auto" takes the one that the file's content shows.
+
+    references_path: for a .txt the token file Flickr8k.token.txt, needed since the judgements name captions by their
+    ids; for a .json it replaces the file's own references; for a table it is any file that read_pairs takes, and
+    optional under the protocol "table". UserError, one line, names the row that is wrong.
+    """
+    if protocol not in PROTOCOLS:
+        raise UserError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
+    path = require_file(path, flag, FORMATS)
+    where = f"{flag} {path}"
+    protocol, rows, references = _read(path, references_path, protocol, flag, references_flag)
+    if not rows:
+        raise UserError(f"{where} holds no judgement: expected {FORMATS}")
+    _check(rows, references, protocol, where, references_flag)
+    rows, references = _follow(protocol, rows, references, where)
+    return _collect(protocol, rows, references)
+
+
+def _read(
+    path: str, references_path: str | None, protocol: str, flag: str, references_flag: str
+) -> tuple[str, Rows, References]:
+    """The protocol, no longer "auto", with the rows and references as the files hold them."""
+    suffix = suffix_of(path)
+    if suffix == ".txt":
+        captions = token_captions(f"{flag} {path}", references_path, references_flag)
+        protocol, rows = read_annotations(path, captions, protocol, flag)
+        return protocol, rows, references_by_stem(rows, captions)
+    rows, references = read_clipscore_json(path, flag) if suffix == ".json" else (read_table(path, flag), {})
+    if protocol == "auto":
+        protocol = protocol_of(rows) if suffix == ".json" else TABLE
+    if references_path:
+        pairs = read_pairs(references_path, references_flag)
+        references = dict(zip(pairs["image"].to_pylist(), pairs["captions"].to_pylist()))
+    return protocol, rows, references
+
+
+# --- the rules of the protocols ---
+
+
+def skip_own_captions(rows: Rows, references: References) -> Rows:
+    """Expert: the rows whose caption is not among its image's references (Hessel et al. 2021, appendix A).
+
+    Such a caption was written for the image: a metric with references would find it word for word.
+    """
+    return [row for row in rows if row.caption not in references[row.image]]
+
+
+def remove_judged_captions(rows: Rows, references: References) -> References:
+    """CF: the references without the captions judged of the same image (Hessel et al. 2021, appendix A).
+
+    Each judgement removes the first reference equal to its caption, if there is one, and it stays removed for all
+    judgements of that image, earlier ones too. An image that holds the same reference twice keeps the other; but
+    clipscore's .json has been through this once, so there it loses the other here.
+    """
+    left = {image: list(texts) for image, texts in references.items()}
+    for row in rows:
+        if row.caption in left[row.image]:
+            left[row.image].remove(row.caption)
+    return left
+
+
+def _follow(protocol: str, rows: Rows, references: References, where: str) -> tuple[Rows, References]:
+    """Rows and references after the rule of the protocol; UserError if it leaves nothing to measure with."""
+    if protocol == EXPERT:
+        rows = skip_own_captions(rows, references)
+        if not rows:
+            raise UserError(
+                f"{where}: every judged caption is among its image's references, and the protocol {protocol} skips "
+                "those: no judgement is left"
+            )
+    if protocol == CF:
+        references = remove_judged_captions(rows, references)
+        if bare := next((row for row in rows if not references[row.image]), None):
+            raise UserError(
+                f"{where}, {bare.place}: the image {bare.image!r} has no reference but its judged captions, which the "
+                f"protocol {protocol} removes: give it others, or leave it out"
+            )
+    return rows, references
+
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    EXPERT: (is_expert_rating, "a whole number from 1 to 4"),
+    CF: (is_fraction, "a fraction from 0 to 1"),
+    TABLE: (math.isfinite, "a finite number"),
+}
+
+
+def _check(rows: Rows, references: References, protocol: str, where: str, references_flag: str) -> None:
+    fits, expected = _RANGES[protocol]
+    for row in rows:
+        if stray := [rating for rating in row.ratings if not fits(rating)]:
+            raise UserError(
+                f"{where}, {row.place}: the rating {stray[0]:g} is out of range, the protocol {protocol} expects "
+                f"{expected}"
+            )
+        if protocol != TABLE and not references.get(row.image):
+            raise UserError(
+                f"{where}, {row.place}: the judged image {row.image!r} has no references, which the protocol "
+                f"{protocol} needs: give them with {references_flag}"
+            )
+
+
+def _collect(protocol: str, rows: Rows, references: References) -> Judgements:
+    """Repeated (image, caption) rows become several ratings of one row, in the place of the first."""
+    ratings: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        ratings.setdefault((row.image, row.caption), []).extend(row.ratings)
+    images, captions = ([pair[i] for pair in ratings] for i in (0, 1))
+    judged = {image: references[image] for image in dict.fromkeys(images) if references.get(image)}
+    return Judgements(protocol, images, captions, list(ratings.values()), judged)
