@@ -24,7 +24,7 @@ from recap_ray.images.resize import ImagePreparer
 from recap_ray.pipelines.caption.job import caption_with
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.loading import ImageLoader
-from recap_ray.runs.parts import parts_of, plans_in
+from recap_ray.runs.parts import manifests_in, parts_of
 from recap_ray.settings import CaptionSettings, RaySettings
 from recap_ray.timing.stage_times import LOADING
 from tests.fakes import FakeCaptioner
@@ -110,7 +110,7 @@ class Loading:
 
     def __init__(self, output: Path, part_rows: int):
         self.folder = output / "plan"
-        whole = [part for part in parts_of(plans_in(self.folder)) if part.rows == part_rows]
+        whole = [part for part in parts_of(manifests_in(self.folder)) if part.rows == part_rows]
         self.listings = [part.read_listing(self.folder) for part in whole]
         self.parts = len(whole)
         self.loader = ImageLoader(WideFake.preparer, ImageLimits())

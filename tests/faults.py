@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from recap_ray.inputs.finding import find_input
-from recap_ray.inputs.planning import rows_of
+from recap_ray.inputs.manifests import rows_of
 from recap_ray.runs.key_digests import LocalKeys, compare
 from recap_ray.runs.parts import finished_parts
 from recap_ray.runs.reading import read_rows

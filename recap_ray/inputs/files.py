@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from recap_ray.errors import ImageError, UserError
 from recap_ray.images.decode import IMAGE_SUFFIXES
-from recap_ray.inputs.rows import PlanRow, stamp_number
+from recap_ray.inputs.rows import ManifestRow, stamp_number
 from recap_ray.storage.paths import ask_for_each, is_remote, stamp_of, stamp_of_local, storage_path
 
 
@@ -22,7 +22,7 @@ def is_image_name(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
-def list_files(folder: Path) -> Iterator[PlanRow]:
+def list_files(folder: Path) -> Iterator[ManifestRow]:
     """The images below a folder, to any depth, by rising key. Hidden files and folders are passed over, and linked
     folders, for they may lead in circles.
 
@@ -37,19 +37,19 @@ def list_files(folder: Path) -> Iterator[PlanRow]:
             yield _row(path, os.path.relpath(path, root), stamp_of_local(os.stat(path)))
 
 
-def match_files(stamps: Mapping[str, str], root: str) -> Iterator[PlanRow]:
+def match_files(stamps: Mapping[str, str], root: str) -> Iterator[ManifestRow]:
     """The images among files below `root`, of each path or URL its stamp, by rising key."""
     rows = {path.removeprefix(f"{root.rstrip('/')}/"): path for path in stamps if is_image_name(path)}
     for key in sorted(rows):
         yield _row(rows[key], key, stamps[rows[key]])
 
 
-def _row(path: str, key: str, stamp: str) -> PlanRow:
+def _row(path: str, key: str, stamp: str) -> ManifestRow:
     try:
         key.encode()
     except UnicodeEncodeError:  # what Python makes of undecodable bytes
         raise UserError(f"--images: the file name {os.fsencode(path)!r} is not UTF-8: rename it") from None
-    return PlanRow(key, path, stamp=stamp_number(stamp))
+    return ManifestRow(key, path, stamp=stamp_number(stamp))
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -68,7 +68,7 @@ def _walk(folder: str) -> Iterator[str]:
             yield path
 
 
-def _list_remote(folder: Path) -> Iterator[PlanRow]:
+def _list_remote(folder: Path) -> Iterator[ManifestRow]:
     store, root = cast(Any, folder).fs, cast(str, cast(Any, folder).path).rstrip("/") + "/"
     for about in _pages(store, root):
         key = about["name"].removeprefix(root)

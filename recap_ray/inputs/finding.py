@@ -20,7 +20,7 @@ from recap_ray.images.decode import IMAGE_SUFFIXES
 from recap_ray.inputs.files import is_image_name, list_files, match_files
 from recap_ray.inputs.listed import TABLE_SUFFIXES, list_table
 from recap_ray.inputs.parquets import images_column, paths_column
-from recap_ray.inputs.rows import PlanRow
+from recap_ray.inputs.rows import ManifestRow
 from recap_ray.storage.paths import is_remote, stamp_of, stamp_of_local, storage_path
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # a packed one gets a row that says so
@@ -44,7 +44,7 @@ class Input:
     """What was found: containers, or else the rows of single files by rising key, listed anew at every call."""
 
     containers: tuple[Container, ...] = ()
-    list_files: Callable[[], Iterator[PlanRow]] | None = None
+    list_files: Callable[[], Iterator[ManifestRow]] | None = None
 
 
 def find_input(images: str) -> Input:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pyarrow as pa
 
 from recap_ray.errors import UserError
-from recap_ray.inputs.rows import PlanRow
+from recap_ray.inputs.rows import ManifestRow
 from recap_ray.storage.cache import local_copy
 from recap_ray.storage.paths import storage_path
 from recap_ray.tables.formats import COLUMN_READERS, IMAGE_COLUMNS, damage_told_in_one_line, suffix_of
@@ -18,7 +18,7 @@ from recap_ray.tables.locate import locate_files
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 
-def list_table(path: str) -> Iterator[PlanRow]:
+def list_table(path: str) -> Iterator[ManifestRow]:
     """The images that a table lists, of whatever suffix, by rising key: keys as its image column has them, files
     relative to the table's own folder.
 
@@ -49,4 +49,4 @@ def list_table(path: str) -> Iterator[PlanRow]:
     keys, names = zip(*sorted(rows))
     if twice := next((key for key, following in pairwise(keys) if key == following), None):
         raise UserError(f"--images {path} has the image {twice!r} from several files: expected one source a name")
-    yield from map(PlanRow, keys, locate_files(names, os.path.dirname(path), f"--images {path}"))
+    yield from map(ManifestRow, keys, locate_files(names, os.path.dirname(path), f"--images {path}"))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap_ray.errors import ImageError, first_line
-from recap_ray.inputs.rows import PlanRow
+from recap_ray.inputs.rows import ManifestRow
 from recap_ray.storage.paths import is_remote
 from recap_ray.tables.formats import IMAGE_COLUMNS
 
@@ -44,7 +44,7 @@ def paths_column(schema: pa.Schema) -> str | None:
     return _first(PATH_COLUMNS, schema)
 
 
-def index_parquet(path: Path) -> Iterator[PlanRow]:
+def index_parquet(path: Path) -> Iterator[ManifestRow]:
     """A row for each row of the file, or one with the error of a file that cannot be read.
 
     Its key is that of the table, or else FILE/ROW.
@@ -56,7 +56,7 @@ def index_parquet(path: Path) -> Iterator[PlanRow]:
         if not is_damage(error) and not isinstance(error, FileNotFoundError | PermissionError):
             raise
         told = f"damaged_input: {path}: {first_line(error)}"
-        yield PlanRow(f"{path.name}#footer", f"{path}#row=0&column=", error=told)
+        yield ManifestRow(f"{path.name}#footer", f"{path}#row=0&column=", error=told)
 
 
 def is_damage(error: BaseException) -> bool:
@@ -64,14 +64,14 @@ def is_damage(error: BaseException) -> bool:
     return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
 
 
-def _index(file: pq.ParquetFile, path: Path) -> Iterator[PlanRow]:
+def _index(file: pq.ParquetFile, path: Path) -> Iterator[ManifestRow]:
     schema = file.schema_arrow
     images, key = images_column(schema), _first(KEY_COLUMNS, schema)
     text, named = _first(TEXT_COLUMNS, schema), None if images else paths_column(schema)
     if not images and not named:
         expected = f"expected a column of images ({', '.join(BYTES_COLUMNS)}) or of their paths"
         error = f"damaged_input: {path} has neither; {expected}"
-        yield PlanRow(f"{path.name}#columns", f"{path}#row=0&column=", error=error)
+        yield ManifestRow(f"{path.name}#columns", f"{path}#row=0&column=", error=error)
         return
     columns = [name for name in (key, named) if name]
     number = 0
@@ -87,16 +87,16 @@ def _index(file: pq.ParquetFile, path: Path) -> Iterator[PlanRow]:
         yield _row(path, keyless, None, None, images, text)
 
 
-def _row(path: Path, number: int, key: object, name: str | None, images: str | None, text: str | None) -> PlanRow:
+def _row(path: Path, number: int, key: object, name: str | None, images: str | None, text: str | None) -> ManifestRow:
     place = f"row={number}&column="
     caption = f"{place}{text}" if text else ""
     if images:
-        return PlanRow(f"{path.stem}/{number}" if key is None else str(key), f"{path}#{place}{images}", caption)
+        return ManifestRow(f"{path.stem}/{number}" if key is None else str(key), f"{path}#{place}{images}", caption)
     if not name:
         own = f"{path.stem}/{number}" if key is None else str(key)
-        return PlanRow(own, f"{path}#{place}", error="no_image: the row names no file")
+        return ManifestRow(own, f"{path}#{place}", error="no_image: the row names no file")
     source = name if is_remote(name) or os.path.isabs(name) else str(path.parent / name)
-    return PlanRow(name if key is None else str(key), source)
+    return ManifestRow(name if key is None else str(key), source)
 
 
 def _first(names: Sequence[str], schema: pa.Schema) -> str | None:
@@ -106,7 +106,7 @@ def _first(names: Sequence[str], schema: pa.Schema) -> str | None:
 def read_parquet(
     path: Path, places: Sequence[tuple[str, str]], max_bytes: int
 ) -> Iterator[tuple[bytes | ImageError, str]]:
-    """The bytes and the caption of each pair of places, `row=N&column=NAME`; rows rising, as in a plan.
+    """The bytes and the caption of each pair of places, `row=N&column=NAME`; rows rising, as in a manifest.
 
     Where a row group is damaged, the rows that cannot be had of it are errors.
     """

@@ -1,4 +1,4 @@
-"""Rows of a plan -> the bytes of each image and the caption that came with it, in the order of the rows."""
+"""Rows of a manifest -> the bytes of each image and the caption that came with it, in the order of the rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row of a plan: one image, before it is read."""
+"""A row of a manifest: one image, before it is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-PLAN_SCHEMA = pa.schema(
+MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
@@ -22,7 +22,7 @@ BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class PlanRow:
+class ManifestRow:
     """One image; fields as in PLAN_SCHEMA, "" where there is nothing to say."""
 
     key: str
@@ -32,14 +32,14 @@ class PlanRow:
     error: str = ""
 
 
-def plan_tables(rows: Iterable[PlanRow]) -> Iterator[pa.Table]:
+def manifest_tables(rows: Iterable[ManifestRow]) -> Iterator[pa.Table]:
     """The rows as tables of PLAN_SCHEMA, of BATCH_ROWS rows but for the last."""
     waiting = iter(rows)
     while batch := list(islice(waiting, BATCH_ROWS)):
-        columns = {name: [getattr(row, name) for row in batch] for name in PLAN_SCHEMA.names}
-        yield pa.table(columns, schema=PLAN_SCHEMA)
+        columns = {name: [getattr(row, name) for row in batch] for name in MANIFEST_SCHEMA.names}
+        yield pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
 def stamp_number(stamp: str) -> int:
-    """A stamp of storage/paths.py as a number of 64 bits, which is what a plan keeps of it; never 0."""
+    """A stamp of storage/paths.py as a number of 64 bits, which is what a manifest keeps of it; never 0."""
     return int.from_bytes(hashlib.blake2b(stamp.encode(), digest_size=8).digest(), signed=True) or 1

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from recap_ray.errors import UserError
 from recap_ray.inputs.finding import Container, Input
-from recap_ray.inputs.planning import rows_of
-from recap_ray.inputs.rows import PlanRow
+from recap_ray.inputs.manifests import rows_of
+from recap_ray.inputs.rows import ManifestRow
 
 Item = TypeVar("Item")
 
@@ -21,7 +21,7 @@ LISTED = 200_000  # files at most that a sample is taken of: listing a billion t
 class Sample:
     """Rows by rising key, each key once; and how many images there are, exactly or by the size of their containers."""
 
-    rows: list[PlanRow]
+    rows: list[ManifestRow]
     of: int
     exact: bool
 

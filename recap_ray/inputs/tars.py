@@ -19,7 +19,7 @@ from typing import IO, Self
 
 from recap_ray.errors import ImageError, first_line
 from recap_ray.images.decode import IMAGE_SUFFIXES
-from recap_ray.inputs.rows import PlanRow
+from recap_ray.inputs.rows import ManifestRow
 
 TEXT_FORMATS = ("txt", "json")  # the first that a key has tells its caption
 CAPTION_NAMES = ("caption", "text", "TEXT")  # in a .json
@@ -39,7 +39,7 @@ class _Sample:
     others: list[str] = field(default_factory=list)
 
 
-def index_tar(path: Path) -> list[PlanRow]:
+def index_tar(path: Path) -> list[ManifestRow]:
     """A row for each key, in the order in which the keys begin; and one for the place where a damaged tar ends.
 
     A key is what stands before the first dot of a member's name, folders included, as webdataset has it. Of several
@@ -62,7 +62,7 @@ def index_tar(path: Path) -> list[PlanRow]:
     if damage:
         offset, reason = damage
         told = f"damaged_input: {path} from byte {offset:,} on: {reason}"
-        rows.append(PlanRow(f"{path.name}#{offset}", f"{path}#bytes={offset}+0", error=told))
+        rows.append(ManifestRow(f"{path.name}#{offset}", f"{path}#bytes={offset}+0", error=told))
     return rows
 
 
@@ -123,18 +123,18 @@ def _note(member: tarfile.TarInfo, samples: dict[str, _Sample]) -> None:
         sample.others.append(extension)
 
 
-def _row(path: Path, key: str, sample: _Sample) -> PlanRow:
+def _row(path: Path, key: str, sample: _Sample) -> ManifestRow:
     text = next((f"bytes={sample.texts[kind]}&{kind}" for kind in TEXT_FORMATS if kind in sample.texts), "")
     if sample.image:
-        return PlanRow(key, f"{path}#bytes={sample.image}", text)
+        return ManifestRow(key, f"{path}#bytes={sample.image}", text)
     there = ", ".join([*sample.texts, *sample.others])
-    return PlanRow(key, f"{path}#bytes={sample.offset}+0", text, error=f"no_image: its members are {there}")
+    return ManifestRow(key, f"{path}#bytes={sample.offset}+0", text, error=f"no_image: its members are {there}")
 
 
 def read_tar(path: Path, places: Sequence[tuple[str, str]], max_bytes: int) -> Iterator[tuple[bytes | ImageError, str]]:
     """The bytes and the caption of each pair of places, `bytes=START+SIZE` and `bytes=START+SIZE&FORMAT` or "".
 
-    In the order of the tar it is read as a stream, which is the order of its plan.
+    In the order of the tar it is read as a stream, which is the order of its manifest.
     """
     with path.open("rb") as file:
         for image, text in places:

@@ -1,4 +1,4 @@
-"""The first stage of every pipeline over images: rows of a plan -> uint8 pixels or an error, row by row.
+"""The first stage of every pipeline over images: rows of a manifest -> uint8 pixels or an error, row by row.
 
 Reading and decoding share a stage on purpose: the encoded bytes of a picture live only while it is decoded, and one
 process holds one picture, not a part of them.
@@ -42,7 +42,8 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class ImageLoader:
-    """Rows -> pixels at the model's size; called on a batch with the column `source`, and of a plan `text`, `error`.
+    """Rows -> pixels at the model's size; called on a batch with the column `source`, and of a manifest `text`,
+    `error`.
 
     Adds `pixels` (n, height, width, 3) uint8, `width` and `height` (0 for an error), `original_caption`, `error`
     ("code: message", or "" where all is well: a column of nothing but nulls would change its type on the way) and

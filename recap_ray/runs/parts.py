@@ -1,14 +1,14 @@
-"""Parts: the unit of work, of resume and of output; how they are planned and found again.
+"""Parts: the unit of work, of resume and of output; how they are listed and found again.
 
 A part is a fixed, ordered slice of the input that becomes exactly one Parquet file. Which image belongs to which part
-is written down once, before the first image is read, in plans:
+is written down once, before the first image is read, in manifests:
 
     O/plan/plan-<id>-<rows>x<part rows>.parquet    a row an image, a row group a part
     O/captions/part-<id>-<number>.parquet
 
-A plan is of one tar or Parquet file, or of the image files that no plan held before. Its id follows from what it was
-made of, so two workers that do the same part (a retry, or one that outlived its driver) write the same file, and new
-input never moves what is finished to another part. What there is to do is told by the names in two folders: one
+A manifest is of one tar or Parquet file, or of the image files that no manifest held before. Its id follows from what
+it was made of, so two workers that do the same part (a retry, or one that outlived its driver) write the same file, and
+new input never moves what is finished to another part. What there is to do is told by the names in two folders: one
 listing each, nothing is opened.
 
 `compact` merges finished parts into packs (packs.py):
@@ -37,38 +37,38 @@ import pyarrow.parquet as pq
 from recap_ray.storage.files import read_json
 from recap_ray.storage.paths import ask_for_each, commit, names_in
 
-PLAN_NAME = re.compile(r"plan-([0-9a-z-]+)-(\d+)x(\d+)\.parquet")
+MANIFEST_NAME = re.compile(r"plan-([0-9a-z-]+)-(\d+)x(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part: row group `row_group` of the plan file `plan`."""
+    """One part: row group `row_group` of the file `manifest`."""
 
     name: str
-    plan: str
+    manifest: str
     row_group: int
     rows: int
 
     def read_listing(self, folder: Path) -> pa.Table:
-        """The part's rows of its plan, which is in `folder`."""
-        with (folder / self.plan).open("rb") as file:
+        """The part's rows of its manifest, which is in `folder`."""
+        with (folder / self.manifest).open("rb") as file:
             return pq.ParquetFile(file).read_row_group(self.row_group)
 
 
 @dataclass(frozen=True, order=True)
-class Plan:
-    """What the name of a plan file says."""
+class Manifest:
+    """What the name of a manifest file says."""
 
     id: str
     rows: int
     part_rows: int
 
     @classmethod
-    def of(cls, name: str) -> Plan:
-        """The plan with this file name; raises RuntimeError if it is none."""
-        if found := PLAN_NAME.fullmatch(name):
+    def of(cls, name: str) -> Manifest:
+        """The manifest with this file name; raises RuntimeError if it is none."""
+        if found := MANIFEST_NAME.fullmatch(name):
             return cls(found[1], int(found[2]), int(found[3]))
-        raise RuntimeError(f"{name} is no plan of this version: give a new --output")
+        raise RuntimeError(f"{name} is no manifest of this version: give a new --output")
 
     @property
     def name(self) -> str:
@@ -82,18 +82,20 @@ class Plan:
             yield Part(f"part-{self.id}-{number:05d}", self.name, number, rows)
 
 
-def plans_in(folder: Path) -> list[Plan]:
-    """The plans in a folder, by their ids."""
-    return sorted(Plan.of(name) for name in names_in(folder, "plan-", ".parquet"))
+def manifests_in(folder: Path) -> list[Manifest]:
+    """The manifests in a folder, by their ids."""
+    return sorted(Manifest.of(name) for name in names_in(folder, "plan-", ".parquet"))
 
 
-def parts_of(plans: Iterable[Plan]) -> list[Part]:
-    """All parts of the plans, in order."""
-    return [part for plan in plans for part in plan.parts()]
+def parts_of(manifests: Iterable[Manifest]) -> list[Part]:
+    """All parts of the manifests, in order."""
+    return [part for manifest in manifests for part in manifest.parts()]
 
 
-def write_plan(folder: Path, tables: Iterable[pa.Table], part_rows: int, name: Callable[[str], str]) -> Plan | None:
-    """Commits a plan of tables with a column `key`, which are held one at a time; None if they have no row.
+def write_manifest(
+    folder: Path, tables: Iterable[pa.Table], part_rows: int, name: Callable[[str], str]
+) -> Manifest | None:
+    """Commits a manifest of tables with a column `key`, which are held one at a time; None if they have no row.
 
     Its id is what `name` makes of a digest of all keys.
     """
@@ -113,17 +115,17 @@ def write_plan(folder: Path, tables: Iterable[pa.Table], part_rows: int, name: C
         if len(waiting):
             writer.write_table(waiting)
         writer.close()
-        plan = Plan(name(digest.hexdigest()[:12]), rows, part_rows)
-        commit(folder / plan.name, lambda path: shutil.copyfile(file, path))
-    return plan
+        manifest = Manifest(name(digest.hexdigest()[:12]), rows, part_rows)
+        commit(folder / manifest.name, lambda path: shutil.copyfile(file, path))
+    return manifest
 
 
-def plan_once(folder: Path, table: pa.Table, part_rows: int) -> list[Part]:
-    """The parts of a table that never changes: planned now, or as they were planned before."""
-    if not (plans := plans_in(folder)):
-        plan = write_plan(folder, [table], part_rows, lambda digest: digest)
-        plans = [plan] if plan else []
-    return parts_of(plans)
+def write_manifest_once(folder: Path, table: pa.Table, part_rows: int) -> list[Part]:
+    """The parts of a table that never changes: listed now, or as they were listed before."""
+    if not (manifests := manifests_in(folder)):
+        manifest = write_manifest(folder, [table], part_rows, lambda digest: digest)
+        manifests = [manifest] if manifest else []
+    return parts_of(manifests)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A run beside its plan: the file that `plan` wrote, read and checked, and both their figures."""
+"""Compare a run with its forecast: read and check the file that `plan` wrote, and put both figures side by side."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from recap_ray.timing.stage_times import CAPTIONING, STAGES
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the file of a plan says, as far as a run is set beside it."""
+class SavedForecast:
+    """The part of a forecast file that a run is compared with."""
 
     measured: Measured
     unit_hour: float | None  # price of a GPU, or of a CPU core, for an hour
 
 
-def read_plan(path: str) -> Plan:
+def read_forecast(path: str) -> SavedForecast:
     """The plan in a file that `plan` wrote; raises UserError, which begins with --plan, for any other one."""
     content = read_json(path, "--plan")
     try:
         told = content["forecast"]
         price = None if told["unit_hour"] is None else _number(told, "unit_hour")
-        return Plan(_measured(content["measured"]), price)
+        return SavedForecast(_measured(content["measured"]), price)
     except KeyError as error:
         reason = f"it has no {error}"
     except TypeError:
@@ -77,16 +77,16 @@ class Took:
     workers: Workers
 
 
-def beside_plan(plan: Plan, took: Took) -> dict[str, Any]:
-    """What a plan foretells of such a run, on the run's own workers, and what it took: name -> planned, actual.
+def beside_forecast(saved: SavedForecast, took: Took) -> dict[str, Any]:
+    """Return what the forecast predicts for the run's own workers and what the run took: name -> planned, actual.
 
     Images a second are those of the whole time, start and all. Nothing is foretold (null) where one ran on GPUs and the
     other one on CPU cores.
     """
-    units = plan.measured.workers.unit, took.workers.unit
+    units = saved.measured.workers.unit, took.workers.unit
     told = None
     if units[0] == units[1]:
-        told = forecast(plan.measured, took.images, took.workers, took.part_rows, plan.unit_hour)
+        told = forecast(saved.measured, took.images, took.workers, took.part_rows, saved.unit_hour)
     planned_s = told and told.hours * HOUR_S
     unit_hours = took.workers.units * took.seconds / HOUR_S
     content = {
@@ -99,8 +99,8 @@ def beside_plan(plan: Plan, took: Took) -> dict[str, Any]:
         "output_bytes": _beside(told and round(told.output_bytes), round(took.output_bytes)),
         "bottleneck": _beside(told and told.bottleneck, took.bottleneck),
     }
-    if plan.unit_hour is not None:
-        content["cost"] = _beside(told and told.cost, told and unit_hours * plan.unit_hour, 4)
+    if saved.unit_hour is not None:
+        content["cost"] = _beside(told and told.cost, told and unit_hours * saved.unit_hour, 4)
     return content
 
 

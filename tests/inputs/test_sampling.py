@@ -5,12 +5,12 @@ import pytest
 from recap_ray.errors import UserError
 from recap_ray.inputs import sampling
 from recap_ray.inputs.finding import Container, Input
-from recap_ray.inputs.rows import PlanRow
+from recap_ray.inputs.rows import ManifestRow
 from recap_ray.inputs.sampling import sample_input
 
 
 def files(count: int) -> Input:
-    return Input(list_files=lambda: (PlanRow(f"{i:04d}", f"/{i}") for i in range(count)))
+    return Input(list_files=lambda: (ManifestRow(f"{i:04d}", f"/{i}") for i in range(count)))
 
 
 def test_files_are_taken_evenly_and_counted():
@@ -35,7 +35,7 @@ def test_of_tars_a_few_are_indexed_and_the_others_counted_by_their_size(monkeypa
 
     def rows_of(container):
         looked_at.append(container.path.name)
-        return (PlanRow(f"{container.path.stem}-{i}", "") for i in range(container.bytes // 10))
+        return (ManifestRow(f"{container.path.stem}-{i}", "") for i in range(container.bytes // 10))
 
     monkeypatch.setattr(sampling, "rows_of", rows_of)
     found = Input(tuple(Container(Path(f"{i:03d}.tar"), 1000, "") for i in range(80)))
@@ -47,7 +47,7 @@ def test_of_tars_a_few_are_indexed_and_the_others_counted_by_their_size(monkeypa
 
 
 def test_a_key_that_lies_in_two_tars_is_taken_once(monkeypatch):
-    monkeypatch.setattr(sampling, "rows_of", lambda container: iter([PlanRow("a", str(container.path))]))
+    monkeypatch.setattr(sampling, "rows_of", lambda container: iter([ManifestRow("a", str(container.path))]))
     found = Input((Container(Path("1.tar"), 10, ""), Container(Path("2.tar"), 10, "")))
     assert [row.key for row in sample_input(found, 5).rows] == ["a"]
 

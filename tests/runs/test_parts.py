@@ -1,7 +1,7 @@
 import pyarrow as pa
 import pytest
 
-from recap_ray.runs.parts import Plan, finished_parts, parts_of, plan_once, plans_in, write_plan
+from recap_ray.runs.parts import Manifest, finished_parts, manifests_in, parts_of, write_manifest, write_manifest_once
 from recap_ray.storage.paths import commit, remove_leftovers
 
 
@@ -11,36 +11,38 @@ def tables(*keys: str):
 
 
 def keys_of(folder) -> list[list[str]]:
-    return [part.read_listing(folder)["key"].to_pylist() for part in parts_of(plans_in(folder))]
+    return [part.read_listing(folder)["key"].to_pylist() for part in parts_of(manifests_in(folder))]
 
 
-def test_parts_are_slices_in_order_told_by_the_plans_name(tmp_path):
-    plan = write_plan(tmp_path, tables(*"abcde"), 2, str)
-    assert plans_in(tmp_path) == [plan] == [Plan.of(plan.name)]
+def test_parts_are_slices_in_order_named_by_the_manifest(tmp_path):
+    manifest = write_manifest(tmp_path, tables(*"abcde"), 2, str)
+    assert manifests_in(tmp_path) == [manifest] == [Manifest.of(manifest.name)]
     assert keys_of(tmp_path) == [["a", "b"], ["c", "d"], ["e"]]
-    assert [part.rows for part in plan.parts()] == [2, 2, 1]
+    assert [part.rows for part in manifest.parts()] == [2, 2, 1]
 
 
 def test_names_follow_from_the_keys_alone(tmp_path):
-    plans = [write_plan(tmp_path / name, tables(*keys), 2, str) for name, keys in zip("123", ("abcd", "abcd", "abce"))]
-    assert plans[0] == plans[1] != plans[2]
+    manifests = [
+        write_manifest(tmp_path / name, tables(*keys), 2, str) for name, keys in zip("123", ("abcd", "abcd", "abce"))
+    ]
+    assert manifests[0] == manifests[1] != manifests[2]
 
 
-def test_a_table_is_planned_once_whatever_the_part_size_is_later(tmp_path):
+def test_a_table_is_listed_once_even_if_the_part_size_changes(tmp_path):
     table = next(tables("a", "b", "c"))
-    before = plan_once(tmp_path, table, 2)
+    before = write_manifest_once(tmp_path, table, 2)
     assert [part.rows for part in before] == [2, 1]
-    assert plan_once(tmp_path, table, 3) == before
+    assert write_manifest_once(tmp_path, table, 3) == before
 
 
-def test_nothing_to_plan_is_no_plan(tmp_path):
-    assert write_plan(tmp_path, iter(()), 2, str) is None and plans_in(tmp_path) == []
+def test_an_empty_table_has_no_manifest(tmp_path):
+    assert write_manifest(tmp_path, iter(()), 2, str) is None and manifests_in(tmp_path) == []
 
 
-def test_a_plan_of_another_version_is_told(tmp_path):
+def test_a_manifest_of_another_version_is_refused(tmp_path):
     (tmp_path / "plan-0000.parquet").write_bytes(b"")
-    with pytest.raises(RuntimeError, match="plan-0000.parquet is no plan of this version: give a new --output"):
-        plans_in(tmp_path)
+    with pytest.raises(RuntimeError, match="plan-0000.parquet is no manifest of this version: give a new --output"):
+        manifests_in(tmp_path)
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_what_was_there(tmp_path):

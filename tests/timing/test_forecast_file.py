@@ -5,7 +5,7 @@ import pytest
 
 from recap_ray.errors import UserError
 from recap_ray.timing.forecast import forecast
-from recap_ray.timing.forecast_file import Plan, Took, beside_plan, read_plan
+from recap_ray.timing.forecast_file import SavedForecast, Took, beside_forecast, read_forecast
 from tests.timing.test_forecast import ONE_GPU, TWO_CORES, measured
 
 RUN = Took(2000, 100.0, part_rows=1000, output_bytes=900_000, bottleneck="decode", workers=TWO_CORES)
@@ -20,7 +20,7 @@ def written(path, sample, unit_hour=None) -> str:
 @pytest.mark.parametrize("price", [None, 3.0])
 def test_a_plans_file_is_read_back(tmp_path, price):
     sample = measured(ONE_GPU, busy=0.5)
-    assert read_plan(written(tmp_path / "plan.json", sample, price)) == Plan(sample, price)
+    assert read_forecast(written(tmp_path / "plan.json", sample, price)) == SavedForecast(sample, price)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_another_file_is_told_with_what_is_wrong_and_what_to_do(tmp_path, where,
     place[where[-1]] = value
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
-        read_plan(path)
+        read_forecast(path)
     assert str(caught.value) == (
         f"--plan {path}: expected a file written by `plan --output FILE.json`, but {reason}; make it again, or leave "
         "--plan out"
@@ -57,7 +57,7 @@ def test_another_file_is_told_with_what_is_wrong_and_what_to_do(tmp_path, where,
 
 
 def test_a_run_is_set_beside_its_plan():
-    beside = beside_plan(Plan(measured(), unit_hour=0.05), RUN)
+    beside = beside_forecast(SavedForecast(measured(), unit_hour=0.05), RUN)
     assert beside["images"] == 2000 and beside["workers"] == {"actors": 2, "gpus": 0, "cpus": 2}
     assert beside["seconds"] == {"planned": 23 + 1000 * 0.11, "actual": 100.0}
     assert beside["images_per_second"] == {"planned": round(2000 / 133, 2), "actual": 20.0}
@@ -69,18 +69,18 @@ def test_a_run_is_set_beside_its_plan():
 
 
 def test_the_plan_is_that_of_the_runs_own_workers():
-    plan = Plan(measured(ONE_GPU), None)
-    eight = beside_plan(plan, replace(RUN, images=16_000, workers=ONE_GPU.scaled(8)))
+    plan = SavedForecast(measured(ONE_GPU), None)
+    eight = beside_forecast(plan, replace(RUN, images=16_000, workers=ONE_GPU.scaled(8)))
     assert eight["seconds"]["planned"] == 23 + 1000 * 0.1 and eight["unit_hours"]["actual"] == round(800 / 3600, 4)
     assert "cost" not in eight
-    alone = beside_plan(
+    alone = beside_forecast(
         plan, replace(RUN, workers=replace(ONE_GPU, actors=1))
     )  # each GPU with one actor instead of two
     assert alone["seconds"]["planned"] == 23 + 2000 * 0.1
 
 
 def test_nothing_is_foretold_of_another_kind_of_machine():
-    beside = beside_plan(Plan(measured(ONE_GPU), 3.0), RUN)
+    beside = beside_forecast(SavedForecast(measured(ONE_GPU), 3.0), RUN)
     assert beside["unit"] == {"planned": "GPU", "actual": "CPU core"}
     for name in ("seconds", "images_per_second", "unit_hours", "output_bytes", "bottleneck"):
         assert beside[name]["planned"] is None and beside[name]["actual"]

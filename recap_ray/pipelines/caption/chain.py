@@ -1,4 +1,4 @@
-"""The life of an image as a Ray Data chain: parts of a plan -> pixels -> captions -> one Parquet file a part.
+"""The life of an image as a Ray Data chain: parts of a manifest -> pixels -> captions -> one Parquet file a part.
 
 No torch.
 """
@@ -15,7 +15,7 @@ import ray
 
 from recap_ray.captioners.rows import caption_rows
 from recap_ray.inputs.finding import Container
-from recap_ray.pipelines.caption.part_io import ContainerPlanner, PartWriter, container_item
+from recap_ray.pipelines.caption.part_io import ContainerIndexer, PartWriter, container_item
 from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage
 from recap_ray.pipelines.failures import STOPPED, failed, guarded
 from recap_ray.pipelines.loading import ImageLoader
@@ -43,8 +43,8 @@ class CaptionStages:
     stop_file: Path
 
     @property
-    def plans(self) -> Path:
-        """The folder of plans."""
+    def manifests(self) -> Path:
+        """The folder of manifests."""
         return self.run.folder / "plan"
 
     def chain(self, parts: list[Part], containers: list[Container], isolated: bool = False) -> ray.data.Dataset:
@@ -55,7 +55,7 @@ class CaptionStages:
         """
         return (
             self._parts(parts, containers)
-            .map_batches(PartReader(self.plans, self.stop_file), batch_format="numpy", **light_stage())
+            .map_batches(PartReader(self.manifests, self.stop_file), batch_format="numpy", **light_stage())
             .map_batches(replace(self.loader, isolated=isolated), batch_format="numpy", **cpu_stage())
             .map_batches_internal(
                 CaptionActor,
@@ -73,10 +73,10 @@ class CaptionStages:
         images is then a list of names.
         """
         known = [part_items(parts[i : i + PARTS_A_BLOCK]) for i in range(0, len(parts), PARTS_A_BLOCK)]
-        planner = ContainerPlanner(self.plans, self.part_rows, storage_options(), self.stop_file)
+        indexer = ContainerIndexer(self.manifests, self.part_rows, storage_options(), self.stop_file)
         return (
             ray.data.from_arrow(known + [container_item(container) for container in containers])
-            .map_batches(planner, batch_format="pyarrow", **light_stage())
+            .map_batches(indexer, batch_format="pyarrow", **light_stage())
             .repartition(target_num_rows_per_block=1)
         )
 

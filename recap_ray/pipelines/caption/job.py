@@ -24,7 +24,7 @@ from recap_ray.captioners import Captioner, make_captioner
 from recap_ray.errors import UserError, first_line
 from recap_ray.images.decode import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Input, find_input
-from recap_ray.inputs.planning import compare_containers, estimate_rows
+from recap_ray.inputs.manifests import compare_containers, estimate_rows
 from recap_ray.pipelines.caption.chain import CaptionStages
 from recap_ray.pipelines.caption.part_io import STOP_FILE
 from recap_ray.pipelines.caption.pending import Work, find_work
@@ -34,11 +34,11 @@ from recap_ray.pipelines.cluster import mistake_within, model_actors, ray_sessio
 from recap_ray.pipelines.failures import FAILURE, MISTAKE, STOPPED
 from recap_ray.pipelines.index.serve import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
-from recap_ray.runs.parts import finished_parts, parts_of, plans_in
+from recap_ray.runs.parts import finished_parts, manifests_in, parts_of
 from recap_ray.runs.run import Run, open_run
 from recap_ray.settings import CaptionSettings
 from recap_ray.storage.paths import commit, storage_path
-from recap_ray.timing.forecast_file import read_plan
+from recap_ray.timing.forecast_file import read_forecast
 
 PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
 
@@ -59,7 +59,7 @@ def caption_with(
     captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels, found: Input | None = None
 ) -> int:
     """As `caption`, with any captioner and any decoder of pictures, and of what --images names what was `found`."""
-    plan = read_plan(settings.plan) if settings.plan else None
+    forecast = read_forecast(settings.plan) if settings.plan else None
     found = found or find_input(settings.images)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     absolute = {name: str(storage_path(path, f"--{name}")) for name in PATHS if (path := getattr(settings, name))}
@@ -70,12 +70,12 @@ def caption_with(
         work = find_work(run, found, settings)
         with work.progress() as tally.progress:
             if work.containers:
-                tally.recount = lambda: estimate_rows(found.containers, plans_in(run.folder / "plan"))
+                tally.recount = lambda: estimate_rows(found.containers, manifests_in(run.folder / "plan"))
             if work:
                 run.reopen()
                 loader = ImageLoader(captioner.preparer, limits, decoder)
                 caption_all(partial(open_stages, run, loader, captioner, settings), work, tally)
-        return finish(run, tally, settings, plan)
+        return finish(run, tally, settings, forecast)
 
 
 @contextmanager
@@ -105,9 +105,9 @@ def caption_all(opened: Callable[[Work], AbstractContextManager[CaptionStages]],
             break
         stalled = isinstance(accident, Stalled)
         tried += not stalled
-        plans, done = plans_in(stages.plans), finished_parts(stages.run.folder / "captions")
-        containers = compare_containers(work.containers, plans).containers
-        parts = [part for part in parts_of(plans) if part.name not in done]
+        manifests, done = manifests_in(stages.manifests), finished_parts(stages.run.folder / "captions")
+        containers = compare_containers(work.containers, manifests).containers
+        parts = [part for part in parts_of(manifests) if part.name not in done]
         work = replace(work, parts=parts, containers=containers)
         # After an accident the other parts did not fail: they were not reached.
         killed = "" if accident else "its process was killed; no traceback"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recap_ray.inputs.finding import Container
-from recap_ray.inputs.planning import plan_container
+from recap_ray.inputs.manifests import index_container
 from recap_ray.pipelines.caption.prometheus import count_part
 from recap_ray.pipelines.failures import STOPPED, guarded, reason_of
 from recap_ray.pipelines.part_reader import ITEM_SCHEMA, part_items
@@ -40,10 +40,10 @@ def failed_item(name: str, why: str) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class ContainerPlanner:
-    """Plans a tar or Parquet file; lets parts that are known go by."""
+class ContainerIndexer:
+    """Indexes a tar or Parquet file; lets parts that are known go by."""
 
-    folder: Path  # of plans
+    folder: Path  # of manifests
     part_rows: int
     options: dict[str, Any]  # of storage_path
     stop_file: Path
@@ -57,7 +57,7 @@ class ContainerPlanner:
             if self.stop_file.exists():
                 return failed_item(first["path"], STOPPED)
             container = Container(storage_path(first["path"], "--images", self.options), first["bytes"], first["stamp"])
-            return part_items(plan_container(self.folder, container, self.part_rows).parts())
+            return part_items(index_container(self.folder, container, self.part_rows).parts())
         except Exception as error:
             return failed_item(first["path"], reason_of(error))
 

@@ -1,4 +1,4 @@
-"""What there is to caption: the input as it is now, against the plans and parts of a run, by listings alone."""
+"""What there is to caption: the input as it is now, against the manifests and parts of a run, by listings alone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from recap_ray.errors import UserError
 from recap_ray.inputs.finding import Container, Input
-from recap_ray.inputs.planning import compare_containers, plan_files
+from recap_ray.inputs.manifests import compare_containers, list_new_files
 from recap_ray.runs.packs import finish_packs, unpack
-from recap_ray.runs.parts import Part, finished_parts, parts_of, plans_in
+from recap_ray.runs.parts import Part, finished_parts, manifests_in, parts_of
 from recap_ray.runs.run import Run
 from recap_ray.settings import CaptionSettings
 from recap_ray.storage.paths import remove_leftovers
@@ -21,9 +21,9 @@ LEAST_BYTES = 1024  # that an image takes in a tar: its header, and a block
 class Work:
     """What there is to do."""
 
-    parts: list[Part]  # planned, not captioned
-    containers: list[Container]  # not planned
-    planned: int  # rows of all plans
+    parts: list[Part]  # listed, not captioned
+    containers: list[Container]  # not listed
+    listed: int  # rows of all manifests
     done: int  # rows of captioned parts
 
     def __bool__(self) -> bool:
@@ -34,40 +34,40 @@ class Work:
         return len(self.parts) + sum(1 + c.bytes // (part_rows * LEAST_BYTES) for c in self.containers)
 
     def progress(self) -> Progress:
-        """Counts images; of how many is not known as long as a container is not planned."""
-        return Progress("caption", self.planned, "images", self.done, open_end=bool(self.containers))
+        """Counts images; of how many is not known as long as a container is not listed."""
+        return Progress("caption", self.listed, "images", self.done, open_end=bool(self.containers))
 
 
 def find_work(run: Run, found: Input, settings: CaptionSettings) -> Work:
-    """Plans image files that are new and compares all that is planned with what is there, by listings alone.
+    """Indexes image files that are new and compares all that is listed with what is there, by listings alone.
 
     Raises UserError if input was changed after it was captioned, unless --changed redo, which lets go of the parts of
-    changed input; and if there is a part that no plan knows.
+    changed input; and if there is a part that no manifest knows.
     """
     folder, captions = run.folder / "plan", run.folder / "captions"
     remove_leftovers(captions)
-    plans = plans_in(folder)
+    manifests = manifests_in(folder)
     containers = []
     if found.list_files:
-        changes = plan_files(folder, found.list_files(), plans, settings.part_rows)
+        changes = list_new_files(folder, found.list_files(), manifests, settings.part_rows)
         refuse_or_forget(run, changes.parts, settings.changed)
         changes.accept(folder)
     else:
-        unplanned = compare_containers(found.containers, plans)
-        containers = unplanned.containers
-        refuse_or_forget(run, parts_of(unplanned.outdated), settings.changed)
-        for plan in unplanned.outdated:
-            (folder / plan.name).unlink(missing_ok=True)
-    plans = plans_in(folder)
-    parts, done = parts_of(plans), finished_parts(captions)
+        unlisted = compare_containers(found.containers, manifests)
+        containers = unlisted.containers
+        refuse_or_forget(run, parts_of(unlisted.outdated), settings.changed)
+        for manifest in unlisted.outdated:
+            (folder / manifest.name).unlink(missing_ok=True)
+    manifests = manifests_in(folder)
+    parts, done = parts_of(manifests), finished_parts(captions)
     if unknown := done - {part.name for part in parts}:
         raise UserError(
             f"--output {settings.output} holds the part {min(unknown)}, which its plan does not know: "
             "plan/ was changed by hand; put it back or name a new folder"
         )
     todo = [part for part in parts if part.name not in done]
-    planned = sum(plan.rows for plan in plans)
-    return Work(todo, containers, planned, planned - sum(part.rows for part in todo))
+    listed = sum(manifest.rows for manifest in manifests)
+    return Work(todo, containers, listed, listed - sum(part.rows for part in todo))
 
 
 def refuse_or_forget(run: Run, parts: list[Part], changed: str) -> None:

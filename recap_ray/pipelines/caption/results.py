@@ -1,6 +1,6 @@
 """What came of a session of captioning: the reports of its parts added up, and the end of a run made of them.
 
-O/summary.json    counts of all sessions (runs/summary.py); rates and stage times of the last one, a plan beside them
+O/summary.json    counts of all sessions (runs/summary.py); rates and stage times of the last one, its forecast
 O/failures/       why parts could not be captioned
 O/_SUCCESS        all is done
 """
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recap_ray.runs.parts import finished_parts, parts_of, plans_in
+from recap_ray.runs.parts import finished_parts, manifests_in, parts_of
 from recap_ray.runs.run import Run
 from recap_ray.runs.summary import Counts, count_all
 from recap_ray.settings import CaptionSettings
 from recap_ray.storage.files import read_json
 from recap_ray.storage.paths import commit, names_in, sizes_in
 from recap_ray.timing.forecast import Workers
-from recap_ray.timing.forecast_file import Plan, Took, beside_plan
+from recap_ray.timing.forecast_file import SavedForecast, Took, beside_forecast
 from recap_ray.timing.progress import Progress
 from recap_ray.timing.stage_times import RunTimes, StageClock, summarise_times, times_table
 
@@ -75,11 +75,13 @@ class Tally:
         return self.progress.state() if self.progress else {}
 
 
-def finish(run: Run, tally: Tally, settings: CaptionSettings, plan: Plan | None = None) -> int:
-    """Writes summary.json, with the figures of a plan if there is one, and _SUCCESS if every part is there; gives the
-    exit code."""
+def finish(run: Run, tally: Tally, settings: CaptionSettings, forecast: SavedForecast | None = None) -> int:
+    """Write summary.json, with the figures of `forecast` beside the run's, and _SUCCESS if every part is there.
+
+    Return the exit code.
+    """
     finished = finished_parts(run.folder / "captions")
-    missing = {part.name for part in parts_of(plans_in(run.folder / "plan"))} - finished
+    missing = {part.name for part in parts_of(manifests_in(run.folder / "plan"))} - finished
     report_failures(run, tally, missing)
     path = run.folder / "summary.json"
     before = read_json(path, "the summary in --output") if path.exists() else {}
@@ -93,10 +95,10 @@ def finish(run: Run, tally: Tally, settings: CaptionSettings, plan: Plan | None 
         times = summarise_times(tally.times, tally.actors)
         summary |= {**rate, "stages": times}
         summary.pop("planned", None)
-        if plan and tally.workers:
+        if forecast and tally.workers:
             written = output_bytes(run.folder) * tally.images / summary["images"]  # earlier sessions wrote the others
             took = (tally.images, progress.seconds, settings.part_rows, written, times["bottleneck"], tally.workers)
-            summary["planned"] = beside_plan(plan, Took(*took))
+            summary["planned"] = beside_forecast(forecast, Took(*took))
         print(times_table(times))
     if summary != before:
         run.write("summary.json", summary)

@@ -1,4 +1,5 @@
-"""The stages that make examples to train on: rows of a plan in, their embeddings in Parquet out (training/examples.py).
+"""The stages that make examples to train on: rows of a manifest in, their embeddings in Parquet out
+(training/examples.py).
 
 O/plan/plan-0000.parquet                   key, source, group, captions (JSON) of every row
 O/embedded/part-000000-<digest>.parquet    committed by rename; what is there is not embedded again
@@ -25,14 +26,14 @@ from recap_ray.runs.parts import Part
 
 
 def listing_of_pairs(pairs: pa.Table) -> pa.Table:
-    """Pairs (columns image, source, captions) as a plan lists them: a row an image."""
+    """Pairs (columns image, source, captions) as a manifest lists them: a row an image."""
     captions = captions_as_json(pairs)
     return pa.table({"key": pairs["image"], "source": pairs["source"], "group": pairs["image"], "captions": captions})
 
 
 def listing_of_captions(groups: pa.Table) -> pa.Table:
-    """Captions by their images (columns image, captions) as a plan lists them: a row a caption, the same words of the
-    same image once; `source` is the caption."""
+    """Captions by their images (columns image, captions) as a manifest lists them: a row a caption, the same words of
+    the same image once; `source` is the caption."""
     rows = [
         (image, caption)
         for image, captions in zip(groups["image"].to_pylist(), groups["captions"].to_pylist())

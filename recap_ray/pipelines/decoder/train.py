@@ -27,10 +27,10 @@ from recap_ray.models.trainable import width_of
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.decoder.embed_examples import embed_examples, listing_of_captions, listing_of_pairs
 from recap_ray.pipelines.decoder.workers import (
-    Plan,
+    TrainingJob,
     _fit,
 )
-from recap_ray.runs.parts import Part, finished_parts, plan_once
+from recap_ray.runs.parts import Part, finished_parts, write_manifest_once
 from recap_ray.runs.run import Run, open_run
 from recap_ray.settings import TrainDecoderSettings
 from recap_ray.storage.files import file_stamp
@@ -82,15 +82,15 @@ def train_decoder(settings: TrainDecoderSettings) -> int:
         print(f"the decoder in {run.folder} is already trained so")
         return 0
     with ray_session(settings, training=True):
-        parts = plan_once(run.folder / "plan", listing, settings.part_rows)
+        parts = write_manifest_once(run.folder / "plan", listing, settings.part_rows)
         _embed(settings, card, limits, of_images, parts, run)
         examples = Examples.read(run.folder / "embedded")
         training, validation = examples.split(settings.held_out)
         noise = noise_of(settings, examples, offset)
-        plan = Plan(settings, run.folder, shape, tuned, noise)
-        print(_told(plan, len(training), len(validation)), flush=True)
-        _fit(plan, total_steps(len(training), settings.batch_size, settings.epochs))
-    _finish(run, plan, card, len(training), len(validation), examples.left_out)
+        job = TrainingJob(settings, run.folder, shape, tuned, noise)
+        print(_told(job, len(training), len(validation)), flush=True)
+        _fit(job, total_steps(len(training), settings.batch_size, settings.epochs))
+    _finish(run, job, card, len(training), len(validation), examples.left_out)
     return 0
 
 
@@ -151,15 +151,15 @@ def _embed(
 # --- the end ---
 
 
-def _finish(run: Run, plan: Plan, card: ClipCard, training: int, validation: int, left_out: int) -> None:
-    settings, standing = plan.settings, read_standing(run.folder)
+def _finish(run: Run, job: TrainingJob, card: ClipCard, training: int, validation: int, left_out: int) -> None:
+    settings, standing = job.settings, read_standing(run.folder)
     weights = [run.folder / name for name in ("model.safetensors", MAPPER_WEIGHTS)]
     summary = {
         "method": settings.method,
         "captions": training,
         "validation_captions": validation,
         "images_left_out": left_out,
-        "noise_variance": plan.noise.variance if plan.noise else None,
+        "noise_variance": job.noise.variance if job.noise else None,
         "trained_parameters": numbers_in(run.folder / BEST),
         "parameters": sum(numbers_in(path) for path in weights if path.exists()),
         "steps": standing.step,
@@ -170,7 +170,7 @@ def _finish(run: Run, plan: Plan, card: ClipCard, training: int, validation: int
     }
     normalise = settings.method != "clipcap" or settings.normalise is not False
     decoder = DecoderCard(
-        settings.method, card.identity, card.embed_dim, normalise, settings.offset is not None, plan.shape
+        settings.method, card.identity, card.embed_dim, normalise, settings.offset is not None, job.shape
     )
     decoder.save(
         run.folder,
@@ -179,7 +179,7 @@ def _finish(run: Run, plan: Plan, card: ClipCard, training: int, validation: int
             "clip_model": {"name": card.model_name, "weights": card.weights, "preprocess": card.preprocess},
             "language_model": language_model_identity(settings.language_model),
             "tokenizer": settings.language_model,
-            "tuned": plan.tuned,
+            "tuned": job.tuned,
             "settings": {name: value for name, value in asdict(settings).items() if name not in NOT_SHAPING},
             **summary,
         },
@@ -195,11 +195,11 @@ def _finish(run: Run, plan: Plan, card: ClipCard, training: int, validation: int
     )
 
 
-def _told(plan: Plan, training: int, validation: int) -> str:
-    mapper = f"{plan.shape.kind} mapper, " if plan.shape else ""
-    noise = f", noise of variance {plan.noise.variance:.4g}" if plan.noise and plan.noise.variance else ""
-    frozen = "" if plan.tuned else " (frozen)"
+def _told(job: TrainingJob, training: int, validation: int) -> str:
+    mapper = f"{job.shape.kind} mapper, " if job.shape else ""
+    noise = f", noise of variance {job.noise.variance:.4g}" if job.noise and job.noise.variance else ""
+    frozen = "" if job.tuned else " (frozen)"
     return (
-        f"{plan.settings.method}: {mapper}{plan.settings.language_model}{frozen}; {training:,} captions to train on, "
+        f"{job.settings.method}: {mapper}{job.settings.language_model}{frozen}; {training:,} captions to train on, "
         f"{validation:,} to validate by{noise}"
     )

@@ -45,7 +45,7 @@ GROUP_RESTARTS = 2  # of all workers, after one of them was lost
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingJob:
     """What every worker is told."""
 
     settings: TrainDecoderSettings
@@ -87,15 +87,15 @@ def training_workers(settings: TrainDecoderSettings) -> tuple[int, int, bool]:
     return workers, 1 if on_gpu else max(1, cpus // workers), on_gpu
 
 
-def _fit(plan: Plan, steps: int) -> None:
+def _fit(job: TrainingJob, steps: int) -> None:
     """Runs the loop on the workers of Ray Train, and shows how it goes."""
-    workers, threads, on_gpu = training_workers(plan.settings)
+    workers, threads, on_gpu = training_workers(job.settings)
     # One worker where there is one machine is this process: Ray Train's other processes take half a minute to start.
     alone = workers == 1 and sum(node["Alive"] for node in ray.nodes()) == 1
-    scratch = plan.folder / ".ray_train"
+    scratch = job.folder / ".ray_train"
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"plan": plan, "threads": threads},
+        train_loop_config={"job": job, "threads": threads},
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if alone else workers,
             use_gpu=on_gpu,
@@ -108,9 +108,9 @@ def _fit(plan: Plan, steps: int) -> None:
         ),
     )
     shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; ours are the checkpoint
-    progress = Progress("train-decoder", steps, "steps", read_standing(plan.folder).step)
+    progress = Progress("train-decoder", steps, "steps", read_standing(job.folder).step)
     try:
-        with progress, _shown(plan.folder / LOG, progress):
+        with progress, _shown(job.folder / LOG, progress):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
         if found := re.findall(r"recap_ray\.errors\.UserError: (.*)", str(error)):
@@ -122,44 +122,44 @@ def _fit(plan: Plan, steps: int) -> None:
 
 def _work(config: dict[str, Any]) -> None:
     """One worker, from the loading of the model to the decoder's files, which the first one writes."""
-    plan: Plan = config["plan"]
+    job: TrainingJob = config["job"]
     before = torch.get_num_threads()
     torch.set_num_threads(config["threads"])
     device = ray.train.torch.get_device()
-    model, tokenizer = load(plan)
-    examples = Examples.read(plan.folder / "embedded")
-    numbers = examples.split(plan.settings.held_out)
-    batches = batches_of(plan, examples, tokenizer, model, numbers[0], device)
-    given = hyperparameters_of(plan.settings, len(numbers[0]), device)
+    model, tokenizer = load(job)
+    examples = Examples.read(job.folder / "embedded")
+    numbers = examples.split(job.settings.held_out)
+    batches = batches_of(job, examples, tokenizer, model, numbers[0], device)
+    given = hyperparameters_of(job.settings, len(numbers[0]), device)
     decode = partial(tokenizer.decode, skip_special_tokens=True)
-    Loop(model, batches, numbers, given, plan.folder, device, decode).run()
+    Loop(model, batches, numbers, given, job.folder, device, decode).run()
     if ray.train.get_context().get_world_rank() == 0:
-        load_best(model, plan.folder)
-        model.save(plan.folder)
-        tokenizer.save_pretrained(plan.folder)
+        load_best(model, job.folder)
+        model.save(job.folder)
+        tokenizer.save_pretrained(job.folder)
     torch.set_num_threads(before)
 
 
-def load(plan: Plan) -> tuple[Trainable, Any]:
+def load(job: TrainingJob) -> tuple[Trainable, Any]:
     """The model to train, and its tokenizer."""
-    settings = plan.settings
+    settings = job.settings
     return new_trainable(
-        settings.language_model, plan.shape, plan.tuned, settings.from_scratch, settings.dropout, settings.seed
+        settings.language_model, job.shape, job.tuned, settings.from_scratch, settings.dropout, settings.seed
     )
 
 
 def batches_of(
-    plan: Plan, examples: Examples, tokenizer: Any, model: Trainable, training: np.ndarray, device: torch.device
+    job: TrainingJob, examples: Examples, tokenizer: Any, model: Trainable, training: np.ndarray, device: torch.device
 ) -> Batches:
     """What the method learns from."""
-    settings = plan.settings
-    room = positions(model.language_model.config) - (settings.prefix_length if plan.shape else 0)
+    settings = job.settings
+    room = positions(model.language_model.config) - (settings.prefix_length if job.shape else 0)
     texts = Texts(examples.captions, tokenizer, min(settings.max_tokens, room), room)
     if settings.method != "recap":
-        return PrefixBatches(examples, texts, plan.noise)
-    assert plan.noise
+        return PrefixBatches(examples, texts, job.noise)
+    assert job.noise
     recap = (settings.prompt, settings.neighbours, settings.datastore, settings.learn_prompt)
-    return PromptBatches(examples, texts, plan.noise, training, device, *recap)
+    return PromptBatches(examples, texts, job.noise, training, device, *recap)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from recap_ray.inputs.finding import Input, find_input
-from recap_ray.inputs.planning import index_file
-from recap_ray.inputs.rows import PlanRow
+from recap_ray.inputs.manifests import index_file
+from recap_ray.inputs.rows import ManifestRow
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.map_files import ColumnReader, map_files
 from recap_ray.runs.key_digests import (
@@ -68,7 +68,7 @@ def input_side(found: Input) -> Side:
     return FileKeys("input", [container.path for container in found.containers], InputKeys(storage_options()))
 
 
-def listed_keys(listing: Callable[[], Iterator[PlanRow]]) -> Iterator[str]:
+def listed_keys(listing: Callable[[], Iterator[ManifestRow]]) -> Iterator[str]:
     """The keys of single files; how many there are is not known before."""
     with Progress("verify input", 0, "images", open_end=True) as progress:
         for batch in batches(row.key for row in listing()):
