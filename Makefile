@@ -13,7 +13,7 @@ unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_HASHES PYTEST_ADDOPTS PYTEST
 export RAY_USAGE_STATS_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo compare test test-processors faults pictures docs-check lint format lock wheel clean
+.PHONY: help install demo compare test test-processors faults pictures reference docs-check lint format lock wheel clean
 
 help:            ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -49,12 +49,16 @@ faults: install  ## kill processes at random moments, each kind five times, and 
 pictures: demo   ## take README's pictures of the demo's pages, with Chromium
 	$(BIN)/python -m tests.pictures $(DEMO_OUTPUT)
 
-docs-check: install  ## run every recap-ray command of README.md, on rendered scenes with the embedded models
+reference: install  ## write docs/reference.md from the settings and the schema
+	$(BIN)/python -m tests.reference
+
+docs-check: install  ## run every recap-ray command of README.md and the usage pages, on rendered scenes with the embedded models
 	$(BIN)/python -m tests.docs_check
 
-lint: install    ## style, layers and types
+lint: install    ## style, docstrings, words and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tests.words
 	$(BIN)/mypy
 
 format: install  ## rewrite the code in the project's style

@@ -47,7 +47,7 @@ NEIGHBOURS = 4
 
 
 def main() -> None:
-    """Runs all of them and prints rates and ratios."""
+    """Run all of them and prints rates and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--tokenizer")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def flags_of(made: FullSize, candidates: int) -> dict[str, str | int | float]:
-    """Flags of `caption`; with one candidate it is greedy."""
+    """Return flags of `caption`; with one candidate it is greedy."""
     return {
         **asdict(made),
         "neighbours": NEIGHBOURS,

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Prints texts/s of both, their ratio, the lowest cosine between them, and the tokens that each computed."""
+    """Print texts/s of both, their ratio, the lowest cosine between them, and the tokens that each computed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=Path, required=True, help="TSV with a column `caption`, gzipped or not")
     parser.add_argument("--model", default="ViT-B-32", help="any name of open_clip's list")
@@ -105,7 +105,7 @@ def tell_tokens(clip: ClipEncoder, texts: list[str]) -> None:
 
 @torch.inference_mode()
 def padded(model: torch.nn.Module, tokenizer: Callable, texts: list[str], batch: int) -> np.ndarray:
-    """What one writes down: tokenizer, encode_text, batch by batch."""
+    """Return what one writes down: tokenizer, encode_text, batch by batch."""
     batches = (texts[i : i + batch] for i in range(0, len(texts), batch))
     return torch.cat([model.encode_text(tokenizer(part), normalize=True) for part in batches]).numpy()
 
@@ -117,7 +117,7 @@ def cosines(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def timed(work: Callable) -> tuple:
-    """What the work gives, and its seconds."""
+    """Return what the work gives, and its seconds."""
     started = time.perf_counter()
     result = work()
     return result, time.perf_counter() - started

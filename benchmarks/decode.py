@@ -37,7 +37,7 @@ SAMPLE = Decoding(candidates=4, temperature=0.7, max_new_tokens=STEPS)
 
 
 def main() -> None:
-    """Times all of them and prints ratios."""
+    """Time all of them and prints ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--check", type=int, default=100)
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def models(name: str | None) -> tuple[Any, Decoder]:
-    """The same model twice: with its own attention, and driven by ours."""
+    """Return the same model twice: with its own attention, and driven by ours."""
     torch.manual_seed(0)
     if name:
         plain = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="sdpa")
@@ -105,7 +105,7 @@ def beside_generate(plain: Any, decoder: Decoder, stops: torch.Tensor) -> None:
 
 
 def check_tokens(plain: Any, decoder: Decoder, stops: torch.Tensor, count: int) -> None:
-    """Compares token by token."""
+    """Compare token by token."""
     prompts, keys = prefixes(decoder, count), [str(i) for i in range(count)]
     for name, decoding in (("greedy", GREEDY), ("beam 5", BEAM)):
         found = search(decoder, prompts, keys, stops, decoding)

@@ -29,7 +29,7 @@ SAMPLE_S = 0.005
 
 
 def main() -> None:
-    """Runs all four and prints seconds, memory and ratios."""
+    """Run all four and prints seconds, memory and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=566_435)
     parser.add_argument("--dim", type=int, default=1024)
@@ -68,7 +68,7 @@ def synthetic_pairs(pairs: int, dim: int, captions: int) -> EmbeddedPairs:
 
 
 def fit(pairs: EmbeddedPairs, recipe: Recipe) -> LinearAlignment:
-    """What fit-alignment does with embeddings, for one recipe."""
+    """Return what fit-alignment does with embeddings, for one recipe."""
     dim = pairs.images.shape[1]
     moments = Moments.zeros(dim)
     moments.add(pairs, products_dtype(len(pairs.texts), dim))
@@ -83,7 +83,7 @@ def procrustes(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def measured(name: str, work: Callable[[], T]) -> tuple[T, float, float]:
-    """What the work gives, its seconds, and the MiB that it adds to the process at its peak."""
+    """Return what the work gives, its seconds, and the MiB that it adds to the process at its peak."""
     before = peak = resident()
     done = threading.Event()
 

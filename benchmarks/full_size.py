@@ -40,7 +40,7 @@ class FullSize:
 
 
 def write_full_size(folder: Path, tokenizer: str | None, captions: str | None, rows: int = 10_000) -> FullSize:
-    """Writes what is not there yet. `tokenizer` is a folder with GPT-2's vocab.json and merges.txt, else the embedded
+    """Write what is not there yet. `tokenizer` is a folder with GPT-2's vocab.json and merges.txt, else the embedded
     tiny model's is taken; `captions` is any file that build-index reads."""
     clip, language_model, index = folder / "clip", folder / "gpt2", folder / "index"
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def write_full_size(folder: Path, tokenizer: str | None, captions: str | None, r
 
 
 def write_clip(folder: Path) -> None:
-    """A folder as open_clip's local-dir: wants it."""
+    """Return a folder as open_clip's local-dir: wants it."""
     folder.mkdir(parents=True)
     model = open_clip.create_model(CLIP, load_weights=False)
     safetensors.torch.save_file(model.state_dict(), folder / "open_clip_model.safetensors")
@@ -64,7 +64,7 @@ def write_clip(folder: Path) -> None:
 
 
 def write_gpt2(folder: Path, tokenizer: str | None) -> None:
-    """A folder as transformers wants it."""
+    """Return a folder as transformers wants it."""
     GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
     if tokenizer:
         names = [str(Path(tokenizer) / name) for name in ("vocab.json", "merges.txt")]
@@ -91,7 +91,7 @@ def made_up(rows: int) -> list[str]:
 
 
 def repeated(photos: list[Path], folder: Path, count: int) -> Path:
-    """A folder of `count` pictures, which are links to the photos."""
+    """Return a folder of `count` pictures, which are links to the photos."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         link = folder / f"{i:06d}.jpg"

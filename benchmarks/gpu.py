@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.multiprocessing as multiprocessing
 from PIL import Image
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def tell(name: str, value: float, unit: str = "", beside: str = "") -> None:
-    """Prints a figure and keeps it."""
+    """Print a figure and keeps it."""
     FIGURES[name] = value
     if out := os.environ.get("OUT"):  # each at once: what comes later may fail
         (Path(out) / "gpu.json").write_text(json.dumps(FIGURES, indent=2))
@@ -131,7 +132,7 @@ def decoding(device: torch.device, flops: float, bandwidth: float) -> None:
 
 
 def driven(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """A copy, driven by a SlotCache."""
+    """Return a copy, driven by a SlotCache."""
     model = copy.deepcopy(model).to(device, dtype)
     model.set_attn_implementation(IMPLEMENTATION)
     return model
@@ -152,7 +153,8 @@ def compare(exact: Decoder, fast: Decoder) -> None:
 
 
 def counted_seconds(config: GPT2Config, count: int, slots: int, flops: float, bandwidth: float) -> float:
-    """The least time for `count` prompts: of prefill and of each step the operations or the bytes, whichever is longer.
+    """Return the least time for `count` prompts: of prefill and of each step the operations or the bytes, whichever is
+    longer.
 
     Operations: 2 a weight and token. Bytes, 2 each: the weights once a step, the keys and values of each prompt once
     for all its slots, and of each slot its own.
@@ -169,20 +171,23 @@ def counted_seconds(config: GPT2Config, count: int, slots: int, flops: float, ba
 
 
 def neighbours(device: torch.device, bandwidth: float) -> None:
-    """The product and top-k that stand in for FAISS on a GPU."""
+    """Return the product and top-k that stand in for FAISS on a GPU."""
     import faiss
 
-    from recap_ray.caption_index.nearest import choose_nearest
+    from recap_ray.caption_index.on_gpu import open_flat
+    from recap_ray.caption_index.shard import IndexShard
 
     rows, dim = (1_000_000 if device.type == "cuda" else 20_000), 512
-    vectors = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+    vectors = faiss.IndexFlatIP(dim)
     rng = np.random.default_rng(0)
-    vectors.add_with_ids(rng.standard_normal((rows, dim), dtype=np.float32), np.arange(rows))
-    nearest, queries = choose_nearest(rows, dim, device), rng.standard_normal((1024, dim), dtype=np.float32)
-    search_them = nearest(vectors, device)
+    vectors.add(rng.standard_normal((rows, dim), dtype=np.float32))
+    queries = rng.standard_normal((1024, dim), dtype=np.float32)
+    search_them = open_flat([IndexShard(0, vectors, pa.nulls(rows, pa.large_string()))], dim, device)
     same = (search_them(queries[:64], 4)[1] == vectors.search(queries[:64], 4)[1]).mean()
     rate = len(queries) / seconds_of(lambda: search_them(queries, 4), device)
-    tell(f"neighbours among {rows:,} captions", rate, "queries/s", f"{nearest.label}; {same:.1%} as FAISS on the CPU")
+    tell(
+        f"neighbours among {rows:,} captions", rate, "queries/s", f"{search_them.label}; {same:.1%} as FAISS on the CPU"
+    )
 
 
 def end_to_end(work: Path, made: dict[str, str], photos: Path | None, seconds: float, device: str) -> None:
@@ -270,7 +275,7 @@ def noisy_photos(folder: Path) -> list[str]:
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device, rounds: int = 5) -> float:
-    """The median of some rounds, after two that warm up."""
+    """Return the median of some rounds, after two that warm up."""
     found = []
     for _ in range(rounds + 2):
         started = time.perf_counter()

@@ -34,7 +34,7 @@ ROWS_A_CLUSTER = 100
 
 
 def main() -> None:
-    """Builds and searches an index of each type, and prints what it took."""
+    """Build and searches an index of each type, and prints what it took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def searched(card: IndexCard, queries: np.ndarray) -> tuple[np.ndarray, float, float, int, int]:
-    """The ids found, the seconds of all queries at once and of ONE_BY_ONE of them, and the memory taken."""
+    """Return the ids found, the seconds of all queries at once and of ONE_BY_ONE of them, and the memory taken."""
     before = memory()
     index = CaptionIndex.open(card, mapped=True)
     index.search(queries[:10], K)
@@ -75,7 +75,7 @@ def searched(card: IndexCard, queries: np.ndarray) -> tuple[np.ndarray, float, f
 
 
 def build(folder: Path, kind: str, centres: np.ndarray, given: argparse.Namespace) -> tuple[IndexCard, float]:
-    """An index of that type, and the seconds from flat shards to it (of a flat one, for writing them)."""
+    """Return an index of that type, and the seconds from flat shards to it (of a flat one, for writing them)."""
     rows, shards = given.rows, given.shards
     bounds = np.linspace(0, rows, shards + 1).astype(int).tolist()
     started = time.perf_counter()
@@ -103,7 +103,7 @@ def unit(rng: np.random.Generator, rows: int, dim: int) -> np.ndarray:
 
 
 def around(rng: np.random.Generator, centres: np.ndarray, rows: int, spread: float) -> np.ndarray:
-    """Unit vectors (rows, dim) float32, each around a centre drawn for it."""
+    """Return unit vectors (rows, dim) float32, each around a centre drawn for it."""
     vectors = unit(rng, rows, centres.shape[1])
     vectors *= spread
     vectors += centres[rng.integers(len(centres), size=rows)]
@@ -112,7 +112,7 @@ def around(rng: np.random.Generator, centres: np.ndarray, rows: int, spread: flo
 
 
 def seconds(work: Callable[[], object]) -> list[float]:
-    """What three runs take."""
+    """Return what three runs take."""
     taken = []
     for _ in range(3):
         started = time.perf_counter()

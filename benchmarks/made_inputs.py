@@ -62,7 +62,7 @@ def _caption(key: int) -> bytes:
 
 
 def write_tar(path: Path, members) -> None:
-    """A tar of names and bytes."""
+    """Return a tar of names and bytes."""
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             header = tarfile.TarInfo(name)

@@ -28,7 +28,7 @@ References = dict[str, list[str]]
 
 
 def main() -> None:
-    """Runs both pipelines and prints seconds, their ratio, and the values with their differences."""
+    """Run both pipelines and prints seconds, their ratio, and the values with their differences."""
     options = arguments()
     if options.pairs:
         captions, references = read_captions(options.pairs, options.captions)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def tell(ours: NgramScores, package: dict[str, float], errors: dict[str, float | None]) -> None:
-    """Prints the values of both in points of 100, and where they differ most."""
+    """Print the values of both in points of 100, and where they differ most."""
     print(f"\n{'points of 100':14}{'ours':>10}{'package':>10}{'difference':>13}{'std. error':>12}")
     differences = {name: 100 * (value - package[name]) for name, value in ours.corpus.items() if value is not None}
     for name, value in ours.corpus.items():
@@ -64,7 +64,7 @@ def tell(ours: NgramScores, package: dict[str, float], errors: dict[str, float |
 
 
 def arguments() -> argparse.Namespace:
-    """The options as given."""
+    """Return the options as given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=int, default=5000, help="number of captions (default: 5000)")
     parser.add_argument("--references", type=int, default=5, help="references of each, if synthetic (default: 5)")
@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
 
 
 def read_captions(path: str, images: int) -> tuple[Captions, References]:
-    """The first caption of each image that has several, and the others as its references."""
+    """Return the first caption of each image that has several, and the others as its references."""
     pairs = read_pairs(path, "--pairs")
     texts = dict(zip(pairs["image"].to_pylist(), pairs["captions"].to_pylist()))
     chosen = [key for key, found in texts.items() if len(found) > 1][:images]

@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def captioned(output: Path, part_rows: str, flags: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a run with parts of this size, by key."""
+    """Return the rows of a run with parts of this size, by key."""
     run("caption", flags | {"part_rows": part_rows, "output": output})
     return sorted(pq.read_table(output / "captions").to_pylist(), key=lambda row: row["key"])
 

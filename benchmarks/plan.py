@@ -1,4 +1,4 @@
-"""What `plan` foretells of a run beside what that run takes.
+"""What `plan` predicts of a run beside what that run takes.
 
     python benchmarks/plan.py [--images 2000] [--rounds 3] [--photos DIR [--tokenizer DIR] [--captions FILE]]
 
@@ -25,7 +25,7 @@ from recap_ray.demo.story import World
 
 
 def main() -> None:
-    """Prints a line a round."""
+    """Print a line a round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def tiny(work: Path, images: int) -> dict[str, object]:
-    """Flags of a run over rendered scenes."""
+    """Return flags of a run over rendered scenes."""
     world = World.render(work / "world", fit_images=300, index_captions=1000, held_out_images=images, seed=5)
     models = {"clip": "tiny", "language_model": "tiny"}
     run("build-index", {"captions": world.index_captions, "clip": "tiny", "output": work / "index"})
@@ -54,7 +54,7 @@ def tiny(work: Path, images: int) -> dict[str, object]:
 
 
 def full_size(work: Path, given: argparse.Namespace) -> dict[str, object]:
-    """Flags of a run over photographs."""
+    """Return flags of a run over photographs."""
     made = write_full_size(work / "models", given.tokenizer, given.captions)
     photos = sorted(path for path in given.photos.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     greedy = {"neighbours": 4, "candidates": 1, "temperature": 0.0, "max_new_tokens": 20}
@@ -62,7 +62,7 @@ def full_size(work: Path, given: argparse.Namespace) -> dict[str, object]:
 
 
 def run(job: str, flags: dict[str, object]) -> None:
-    """A command, as a shell would give it."""
+    """Return a command, as a shell would give it."""
     told = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     limits = ["--num-cpus", str(len(os.sched_getaffinity(0)))]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ GRAIN = 12  # deviation, of 255; makes a JPEG of 12 megapixels 3 to 5 MB
 
 
 def main() -> None:
-    """Times both, compares what they give, and prints it."""
+    """Time both, compares what they give, and prints it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--size", type=int, default=224)
@@ -46,7 +47,7 @@ def main() -> None:
     photos = [path.read_bytes() for path in sorted(given.photos.rglob("*")) if path.suffix.lower() in SUFFIXES]
     if given.large:
         photos = [blown_up(data) for data in photos[:: -(-len(photos) // LARGE_COUNT)]]
-    pixels = statistics.mean(np.prod(Image.open(io.BytesIO(data)).size) for data in photos)
+    pixels = statistics.mean(math.prod(Image.open(io.BytesIO(data)).size) for data in photos)
     print(f"{len(photos)} photos, {pixels / 1e6:.2f} megapixels and {mean_size(photos) / 1e3:.0f} kB on average")
 
     compare_speed(photos, given.size)
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def blown_up(data: bytes) -> bytes:
-    """The photo as a phone would have stored it."""
+    """Return the photo as a phone would have stored it."""
     photo = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     size = LARGE if photo.width >= photo.height else LARGE[::-1]
     pixels = np.asarray(ImageOps.fit(photo, size, Image.Resampling.LANCZOS)).astype(np.float32)
@@ -71,7 +72,7 @@ def mean_size(photos: Sequence[bytes]) -> float:
 
 
 def compare_speed(photos: Sequence[bytes], size: int) -> None:
-    """Rounds of both in turn, their medians, and where our time goes."""
+    """Return rounds of both in turn, their medians, and where our time goes."""
     ours, theirs = (
         ImagePreparer((size, size)),
         reference(size, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
@@ -81,7 +82,7 @@ def compare_speed(photos: Sequence[bytes], size: int) -> None:
         spent = dict.fromkeys(rounds, 0.0)
         for data in photos:
             started = time.perf_counter()
-            picture = decode_pixels(data, enough=ours.enough)
+            picture = decode_pixels(data, min_side=ours.min_side)
             decoded = time.perf_counter()
             ours(picture)
             spent["resize"] += time.perf_counter() - decoded
@@ -122,11 +123,11 @@ def vit(size: int) -> torch.nn.Module:
 
 
 def compare_embeddings(name: str, photos: Sequence[bytes], model: torch.nn.Module, size: int) -> None:
-    """The worst photo's mean difference of pixels, and its cosine of embeddings."""
+    """Return the worst photo's mean difference of pixels, and its cosine of embeddings."""
     preparer, theirs = ImagePreparer((size, size)), reference(size, (0, 0, 0), (1, 1, 1))
     differences, cosines = [], []
     for data in photos:
-        ours = torch.from_numpy(preparer(decode_pixels(data, enough=preparer.enough))).permute(2, 0, 1) / 255
+        ours = torch.from_numpy(preparer(decode_pixels(data, min_side=preparer.min_side))).permute(2, 0, 1) / 255
         expected = theirs(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
         differences.append(float((ours - expected).abs().mean()) * 255)
         cosines.append(float(cosine(model, torch.stack([ours, expected]))))

@@ -30,7 +30,7 @@ from benchmarks.scale_rows import compare_rows
 
 
 def main() -> None:
-    """Runs the one that is asked for."""
+    """Run the one that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, help="a folder for what is written; default a temporary one")
     parser.add_argument("--num-cpus", type=int, default=2)

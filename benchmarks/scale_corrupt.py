@@ -50,7 +50,7 @@ class WideFake(FakeCaptioner):
 
 
 def compare_corrupt(folder: Path, given: argparse.Namespace) -> None:
-    """Prints rates and ratios, and the bad members' rows by code."""
+    """Print rates and ratios, and the bad members' rows by code."""
     expected = write_tars(folder, given.rows, round(1 / given.share))
     os.environ["PYTHONPATH"] = str(ROOT)
     limits = {"num_cpus": given.num_cpus, "object_store_mb": given.object_store_mb}
@@ -100,7 +100,7 @@ def write_tars(folder: Path, rows: int, every: int) -> Counter[str]:
 
 
 def check(summary: dict, code: int, rows: int, expected: Counter[str]) -> None:
-    """Ends the benchmark if a row is missing or has another reason than it should."""
+    """End the benchmark if a row is missing or has another reason than it should."""
     if code or summary["images"] != rows or summary["errors"] != dict(expected):
         raise SystemExit(f"exit code {code}, {summary['images']} rows, errors {summary['errors']}, expected {expected}")
 
@@ -125,7 +125,8 @@ class Loading:
 
 
 def tell_members(share: float) -> None:
-    """The time of a damaged member beside that of the whole picture, in turns: noise of the machine hits both alike."""
+    """Return the time of a damaged member beside that of the whole picture, in turns: noise of the machine hits both
+    alike."""
     loader, ratios = ImageLoader(WideFake.preparer, ImageLimits()), []
     for damage, code in DAMAGES:
         pairs = []

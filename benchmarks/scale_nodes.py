@@ -19,7 +19,7 @@ WARM_UP = 3  # rounds: on busy cores eight processes take a while to start
 
 
 def compare_nodes(folder: Path, given: argparse.Namespace) -> None:
-    """Prints a line for each number of actors, and the ratio of two nodes to one."""
+    """Print a line for each number of actors, and the ratio of two nodes to one."""
     # Read by Ray's processes when they start: they are to find the stand-ins, and to be ended by nobody but us.
     os.environ |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")

@@ -15,7 +15,7 @@ ACTORS = 2
 
 
 def compare_rows(folder: Path, given: argparse.Namespace) -> None:
-    """Prints a line a run, and what the larger one of each kind takes more."""
+    """Print a line a run, and what the larger one of each kind takes more."""
     names = ("driver", *RAYS_OWN)
     print(f"{'':28}{'s':>8}{'rows/s':>9}{'steady':>9}{'again, s':>10}  MiB at most: {', '.join(names)}")
     for kind in given.kinds.split(","):
@@ -46,7 +46,7 @@ def compare_rows(folder: Path, given: argparse.Namespace) -> None:
 
 
 def run_twice(images: Path, given: argparse.Namespace) -> tuple[Watched, Watched]:
-    """The job, and the same command when all is done."""
+    """Return the job, and the same command when all is done."""
     flags = {name: getattr(given, name) for name in ("part_rows", "num_cpus", "object_store_mb")}
     output = images.with_name(f"out-{images.name}")
     run, again = (
@@ -56,7 +56,7 @@ def run_twice(images: Path, given: argparse.Namespace) -> tuple[Watched, Watched
 
 
 def prove(output: Path, images: Path, given: argparse.Namespace) -> None:
-    """Verifies a run, and prints what that took."""
+    """Verify a run, and prints what that took."""
     from recap_ray.pipelines.output.verify import verify
     from recap_ray.settings import VerifySettings
 

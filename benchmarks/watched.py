@@ -49,7 +49,7 @@ def caption_with_stand_ins(output: Path, **flags: object) -> Watched:
 
 
 def watch(driver: subprocess.Popen) -> dict[str, float]:
-    """Waits for its end; the most memory (MiB resident) that it ever had, and Ray's own processes at any look."""
+    """Wait for its end; the most memory (MiB resident) that it ever had, and Ray's own processes at any look."""
     peaks: defaultdict[str, float] = defaultdict(float)
     own: list[psutil.Process] = []
     while driver.poll() is None:

@@ -1,7 +1,7 @@
 """recap-ray: captions for web-scale image collections, as a batch job on Ray.
 
-From Python: `load_captioner` for pictures in memory, `fit_alignment` for the map, `caption_dataset` for a stage of
-one's own Ray Data pipeline. docs/python.md shows each in a few lines.
+From Python: `load_captioner` captions images in memory, `fit_alignment` fits on arrays, `caption_dataset` adds a stage
+to a user-defined Ray Data pipeline. docs/python.md shows each in a few lines.
 """
 
 from importlib import import_module
@@ -25,7 +25,7 @@ __all__ = [
     "load_captioner",
 ]
 
-# Loaded when first asked for: torch and the models take some eight seconds, which `recap-ray --help` does without.
+# Imported on first access: torch and the models take about eight seconds, which `recap-ray --help` does not need.
 _HOMES = {
     "Caption": "recap_ray.api.captioning",
     "FittedAlignment": "recap_ray.api.fitting",

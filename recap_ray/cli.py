@@ -1,7 +1,7 @@
 """The command line: `recap-ray JOB --flags`, the same for the console command, jobs/*.py and `ray job submit`.
 
 The flags of a job are the fields of its settings (settings.py); `--config FILE.yaml` gives any of them, and a flag on
-the command line wins. Exit codes: 0 done; 1 finished but not well; 2 the user's mistake, told in one line.
+the command line wins. Exit codes: 0 success; 1 finished with failures; 2 a user error, reported in one line.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import yaml
 from recap_ray import settings as s
 from recap_ray.errors import UserError
 from recap_ray.storage.paths import use_storage_options
-from recap_ray.timing.progress import tell_progress
+from recap_ray.timing.progress import configure_progress
 
-# Job -> its settings and its function, imported only when the job runs: `--help` needs neither torch nor Ray.
+# Job -> its settings and its function, which is imported only when the job runs: `--help` needs neither torch nor Ray.
 JOBS: dict[str, tuple[type[s.Settings], str]] = {
     "fit-alignment": (s.FitAlignmentSettings, "recap_ray.pipelines.fit.job:fit_alignment"),
     "build-index": (s.BuildIndexSettings, "recap_ray.pipelines.index.build:build_index"),
@@ -38,12 +38,12 @@ JOBS: dict[str, tuple[type[s.Settings], str]] = {
     "demo": (s.DemoSettings, "recap_ray.demo.job:demo"),
 }
 
-# Typer carries a click of its own and exports its UsageError only as the base of this one.
+# Typer vendors click and exposes its UsageError only as the base class of BadParameter.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="recap-ray",
-    help="Captions for web-scale image collections, as a batch job on Ray.",
+    help="Caption web-scale image collections as a batch job on Ray.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -51,16 +51,16 @@ app = typer.Typer(
 
 
 def main(job: str | None = None) -> NoReturn:
-    """Runs the command line, or the one job that jobs/JOB.py names, and exits with its code."""
+    """Run the command line, or the job named by jobs/JOB.py, and exit with its exit code."""
     sys.exit(run([job, *sys.argv[1:]] if job else sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Runs one command and returns its exit code; a user's mistake is one line on standard error."""
+    """Run one command and return its exit code; print a user error as one line on standard error."""
     try:
         code = app(arguments, standalone_mode=False) or 0
-        if code == 130:  # what typer makes of Ctrl-C
-            print("recap-ray: stopped; the same command goes on from here", file=sys.stderr)
+        if code == 130:  # what typer returns for Ctrl-C
+            print("recap-ray: stopped; run the same command again to resume", file=sys.stderr)
         return code
     except UsageError as error:
         message = error.format_message()
@@ -71,24 +71,24 @@ def run(arguments: list[str]) -> int:
 
 
 def _command(settings: type[s.Settings], target: str) -> Callable[..., int]:
-    """A function with one parameter a field of `settings`, for typer to make flags of."""
+    """Return a function with one parameter per field of `settings`, from which typer creates the flags."""
 
     def command(config: str | None = None, **values: Any) -> int:
-        given = settings(**values)
-        given.check()
-        use_storage_options(getattr(given, "storage_options", None))
-        tell_progress(getattr(given, "quiet", False), getattr(given, "json", False))
+        job_settings = settings(**values)
+        job_settings.check()
+        use_storage_options(getattr(job_settings, "storage_options", None))
+        configure_progress(getattr(job_settings, "quiet", False), getattr(job_settings, "json", False))
         module, function = target.split(":")
-        return getattr(importlib.import_module(module), function)(given)
+        return getattr(importlib.import_module(module), function)(job_settings)
 
     command.__doc__ = settings.__doc__
     config_flag = typer.Option(
-        "--config", help="YAML file with any of the flags below", callback=_read_config, is_eager=True
+        "--config", help="YAML file with values of any of the flags below", callback=_read_config, is_eager=True
     )
     parameters = [_parameter("config", Annotated[str | None, config_flag], None)]
     hints = get_type_hints(settings, include_extras=True)
-    own_first = sorted(fields(settings), key=lambda field: _distance(settings, field.name))
-    for field in own_first:
+    job_flags_first = sorted(fields(settings), key=lambda field: _distance(settings, field.name))
+    for field in job_flags_first:
         kind, text = get_args(hints[field.name])
         default = inspect.Parameter.empty if field.default is MISSING else field.default
         parameters.append(_parameter(field.name, Annotated[kind, typer.Option(help=text)], default))
@@ -98,7 +98,7 @@ def _command(settings: type[s.Settings], target: str) -> Callable[..., int]:
 
 
 def _distance(settings: type[s.Settings], name: str) -> int:
-    """How far up the line of settings classes a field is told: 0 for a job's own, most for those of Ray."""
+    """Return how far up the class hierarchy a field is declared: 0 for the job itself, most for Ray."""
     return next(i for i, kind in enumerate(settings.__mro__) if name in inspect.get_annotations(kind))
 
 
@@ -107,7 +107,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _read_config(context: typer.Context, path: str | None) -> str | None:
-    """Makes the entries of a YAML file the defaults of the flags."""
+    """Set the entries of a YAML file as defaults of the flags."""
     if path is None:
         return None
     try:
@@ -116,14 +116,16 @@ def _read_config(context: typer.Context, path: str | None) -> str | None:
     except OSError as error:
         raise UserError(f"--config {path} could not be read ({error.strerror}): name a YAML file of flags") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = " ".join(str(error).split())
-        raise UserError(f"--config {path} is no YAML ({what}): expected lines like 'images: photos/'") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config {path} is no valid YAML ({reason}): expected lines like 'images: photos/'") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds no mapping: expected lines like 'images: photos/'")
+        raise UserError(f"--config {path} is not a mapping: expected lines like 'images: photos/'")
     entries = {str(name).replace("-", "_"): value for name, value in content.items()}
     known = {parameter.name for parameter in context.command.params} - {"config", "help"}
     if unknown := sorted(entries.keys() - known):
-        raise UserError(f"--config {path} has the unknown entry {unknown[0]}: known are {', '.join(sorted(known))}")
+        raise UserError(
+            f"--config {path} has the unknown entry {unknown[0]}: expected any of {', '.join(sorted(known))}"
+        )
     context.default_map = {**(context.default_map or {}), **entries}
     return path
 

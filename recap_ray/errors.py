@@ -1,10 +1,10 @@
-"""What can go wrong and whose move it is.
+"""The exceptions, and how each is handled.
 
 RecapRayError
 ├── UserError            the command or its input is wrong: one line, exit code 2
 │   └── MissingExtra     an optional package is not installed
-├── ImageError           one picture is bad: its row carries `code: message`, the run goes on
-└── TooManyErrors        too many pictures of a round are bad: exit code 1 (pipelines/augment/rounds.py)
+├── ImageError           one image is bad: its row gets `code: message`, the run continues
+└── TooManyErrors        too many images of a round are bad: exit code 1 (pipelines/augment/rounds.py)
 
 Anything else is a bug and keeps its traceback.
 """
@@ -13,23 +13,23 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """Return the first line of an exception's message."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 class RecapRayError(Exception):
-    """Root of the project's own exceptions."""
+    """Base class of the project's exceptions."""
 
 
 class UserError(RecapRayError):
-    """A mistake that the user can mend: the message says what was given, what was expected, what to do."""
+    """A mistake that the user can correct: the message says what was given, what was expected, what to do."""
 
 
 class MissingExtra(UserError):
-    """An optional package is needed and absent; the message names the extra that brings it."""
+    """A required optional package is not installed; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(package, extra, purpose)  # as given: it is pickled on its way out of a worker
+        super().__init__(package, extra, purpose)  # unchanged: exceptions are pickled with their arguments
 
     def __str__(self) -> str:
         package, extra, purpose = self.args
@@ -37,10 +37,10 @@ class MissingExtra(UserError):
 
 
 class ImageError(RecapRayError):
-    """One image cannot be captioned; `code` is one of schema.ERROR_CODES."""
+    """An image that cannot be captioned; `code` is one of schema.ERROR_CODES."""
 
     def __init__(self, code: str, message: str):
-        super().__init__(code, message)  # as given: it is pickled on its way out of a child process
+        super().__init__(code, message)  # unchanged: exceptions are pickled with their arguments
         self.code = code
 
     def __str__(self) -> str:

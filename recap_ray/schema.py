@@ -24,7 +24,7 @@ CAPTION_SCHEMA = pa.schema(
     ]
 )
 
-# Those that a captioner fills, one entry an image. One that retrieves nothing gives empty lists of neighbours; an image
+# The columns that a captioner fills, one entry an image. Without retrieval the lists of neighbours are empty; an image
 # without a caption has an `error`.
 CAPTIONER_COLUMNS = (
     "caption",
@@ -38,14 +38,14 @@ CAPTIONER_COLUMNS = (
     "error",
 )
 
-# What an error's `code` can be. Reports count by code, so a code never changes its meaning.
+# The possible error codes. Reports count by code, so a code never changes its meaning.
 ERROR_CODES = {
     "unreadable": "the bytes could not be read from the store",
     "empty": "the file holds no bytes",
     "too_many_bytes": "the file is larger than --max-image-bytes",
-    "too_many_pixels": "the picture has more pixels than --max-image-pixels",
+    "too_many_pixels": "the image has more pixels than --max-image-pixels",
     "not_an_image": "the bytes are of no known image format",
-    "truncated": "the picture ends before its last pixel, or its data is damaged",
+    "truncated": "the image ends before its last pixel, or its data is damaged",
     "no_image": "a tar's key or a table's row comes without an image",
     "damaged_input": "from here on a tar or Parquet file cannot be read",
     "decoder_crashed": "decoding ended the process it was done in",
@@ -53,13 +53,13 @@ ERROR_CODES = {
     "no_caption": "the captioner wrote nothing but blanks",
 }
 
-# Parquet footer and run.json carry it; a different one in the same folder is another run.
+# Stored in Parquet footers and run.json; a different fingerprint in the same folder is another run.
 FINGERPRINT_KEY = b"recap_ray.fingerprint"
 
-# The footer of a pack also tells its parts, a JSON list in the order of its row groups.
-PARTS_KEY = b"recap_ray.runs.parts"
+# The footer of a pack also lists its parts, as JSON in the order of its row groups.
+PARTS_KEY = b"recap_ray.parts"
 
 
 def error_code(error: str) -> str:
-    """The code of an error as a row carries it: "truncated: ends at row 12" -> "truncated"."""
+    """Return the code of a row's error: "truncated: ends at row 12" -> "truncated"."""
     return error.split(":", 1)[0]

@@ -1,4 +1,4 @@
-"""Rows of vectors."""
+"""Operations on rows of vectors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import numpy as np
 
 
 def scaled_to_unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (..., d) divided by their lengths; a zero vector stays zero."""
+    """Divide vectors (..., d) by their lengths; a zero vector stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(norms > 0, norms, 1)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Tests use the Ray, the store and the servers that they start themselves, and read text as a pipe gets it. What the
 # machine sets for clusters, stores, proxies, terminals and figures must not reach them.
@@ -100,7 +101,7 @@ def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path
 class Built:
     """A rendered world with its index and alignment."""
 
-    world: object
+    world: Any  # a demo.story.World, whose import would load the libraries too early
     index: str
     alignment: str
 

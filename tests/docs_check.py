@@ -1,4 +1,4 @@
-"""`make docs-check`: every recap-ray command of README.md, one after the other, as someone would who follows it.
+"""`make docs-check`: run every recap-ray command of README.md and of the usage pages, in their order.
 
 They run in a folder that holds what README's commands name (photos/, pairs.tsv, ...), made of rendered scenes; the
 embedded models stand in for those of a hub, and a random checkpoint of the published layout for ClipCap's.
@@ -23,6 +23,7 @@ from recap_ray.demo.story import World
 from tests.models.published import mlp_shapes, published_state, random_gpt2
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/usage.md", "docs/decoders.md")
 BIN = Path(sys.executable).parent
 LIMITS = ["--num-cpus", "2", "--object-store-mb", "512"]
 WITHOUT_RAY = ("import-decoder", "check")
@@ -65,7 +66,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         prepare(Path(name))
-        for words in commands((ROOT / "README.md").read_text(encoding="utf-8")):
+        for words in commands("\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)):
             began = time.monotonic()
             limits = [] if words[1] in WITHOUT_RAY else LIMITS
             done = subprocess.run(words + limits, cwd=name, env=environment, capture_output=True, text=True)

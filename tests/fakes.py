@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recap_ray.errors import ImageError
-from recap_ray.images.decode import Picture
+from recap_ray.images.decode import DecodedImage
 from recap_ray.images.resize import ImagePreparer
 
 POISON, ENDLESS, SLOW = b"POISON", b"ENDLESS", b"SLOW"
@@ -43,7 +43,7 @@ class FakeCaptioner:
         }  # fmt: skip
 
 
-def decode_a_byte(data: bytes, limits, enough) -> Picture:
+def decode_a_byte(data: bytes, limits, min_side) -> DecodedImage:
     """A picture of one colour, that of the first byte; some bytes kill the process, or never end."""
     if not data:
         raise ImageError("empty", "the file holds 0 bytes")
@@ -53,4 +53,4 @@ def decode_a_byte(data: bytes, limits, enough) -> Picture:
         time.sleep(1)
     if data.startswith(SLOW):
         time.sleep(0.05)
-    return Picture(np.full((8, 8, 3), data[0], np.uint8), 8, 8)
+    return DecodedImage(np.full((8, 8, 3), data[0], np.uint8), 8, 8)

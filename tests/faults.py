@@ -29,7 +29,7 @@ from recap_ray.inputs.manifests import rows_of
 from recap_ray.runs.key_digests import LocalKeys, compare
 from recap_ray.runs.parts import finished_parts
 from recap_ray.runs.reading import read_rows
-from recap_ray.storage.paths import commit, storage_path
+from recap_ray.storage.paths import commit, filesystem_of, storage_path
 from tests.fake_retrieval import expected_neighbours, write_index
 from tests.s3 import KEYS, environment, s3_server
 from tests.two_nodes import TwoNodes, below, kill_with_all_below, two_nodes
@@ -289,7 +289,7 @@ def store_world() -> Iterator[World]:
     """In the store of this process's environment, which drivers reach through a proxy that can be told to fail."""
     with unsteady_proxy(os.environ["AWS_ENDPOINT_URL"]) as (proxy, fail):
         root = storage_path("s3://faults", "--images")
-        root.fs.mkdir("faults")
+        filesystem_of(root).mkdir("faults")
         write_images(root / "images")
         yield World("s3://faults", {"AWS_ENDPOINT_URL": proxy}, fail)
 

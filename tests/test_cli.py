@@ -31,9 +31,9 @@ def test_a_config_file_gives_flags_and_the_command_line_wins(called, tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("pictures: x", "has the unknown entry pictures: known are captions, images"),
-        ("- a list", "holds no mapping: expected lines like"),
-        ("a: [", "is no YAML (while parsing a flow node"),
+        ("pictures: x", "has the unknown entry pictures: expected any of captions, images"),
+        ("- a list", "is not a mapping: expected lines like"),
+        ("a: [", "is no valid YAML (while parsing a flow node"),
         (None, "could not be read (No such file or directory): name a YAML file of flags"),
     ],
 )

@@ -17,6 +17,7 @@ from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import write_captions, write_vectors
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
+from tests import reference
 from tests.conftest import Built
 
 PACKAGE = Path(recap_ray.__file__).parent
@@ -157,3 +158,7 @@ def test_the_settings_of_the_page_tell_a_missing_index(steps, monkeypatch):
         settings.CaptionSettings(**given).check()
     with pytest.raises(UserError, match="--language-model is not for --method nearest: leave it out"):
         settings.CaptionSettings(**given, index="index", language_model="gpt2").check()
+
+
+def test_the_reference_is_what_the_settings_and_the_schema_say():
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8") == reference.page()

@@ -174,7 +174,7 @@ def test_the_language_model_is_gpt2_for_recap_and_the_decoders_own_for_the_other
     [
         ("recap", {"index": None}, "--method recap retrieves captions: give --index"),
         ("recap", {"decoder": "d"}, "--decoder is not for --method recap: leave it out"),
-        ("clipcap", {"decoder": None}, "--method clipcap writes with a decoder: give --decoder"),
+        ("clipcap", {"decoder": None}, "--method clipcap needs a decoder: give --decoder"),
         ("capdec", {"index": "i"}, "--index is not for --method capdec: leave it out"),
         ("clipcap", {"language_model": "gpt2"}, "--language-model is not for --method clipcap: leave it out"),
         ("clipcap", {"neighbours": 2}, "--neighbours is not for --method clipcap: leave it out"),
@@ -182,14 +182,14 @@ def test_the_language_model_is_gpt2_for_recap_and_the_decoders_own_for_the_other
         (
             "clipcap",
             {"beams": 0, "temperature": 0, "candidates": 2},
-            "writes the same caption every time: add --candidates 1",
+            "generates the same caption every time: add --candidates 1",
         ),
         (
             "clipcap",
             {"temperature": 1.0},
-            "--temperature 1.0 is of sampling, but --beams is 5: add --beams 0 to sample",
+            "--temperature 1.0 is for sampling, but --beams is 5: add --beams 0 to sample",
         ),
-        ("recap", {"beams": 5, "top_k": 9}, "--top-k 9 is of sampling, but --beams is 5: add --beams 0 to sample"),
+        ("recap", {"beams": 5, "top_k": 9}, "--top-k 9 is for sampling, but --beams is 5: add --beams 0 to sample"),
     ],
 )
 def test_flags_that_contradict_the_method_or_each_other_are_told(method, given, message):
@@ -209,7 +209,7 @@ def test_a_preset_gives_what_it_stands_for_and_may_be_repeated():
     [
         ({}, r"give --captions \(a run\) or --compare"),
         ({"captions": "a", "compare": ("a", "b")}, r"or --compare \(two runs side by side\), one of the two"),
-        ({"compare": ("a", "b"), "sample": "best"}, "--sample best is of one run"),
+        ({"compare": ("a", "b"), "sample": "best"}, "--sample best is for one run"),
     ],
 )
 def test_a_report_is_of_one_run_or_of_two(given, message):
@@ -221,23 +221,23 @@ def test_a_report_is_of_one_run_or_of_two(given, message):
 @pytest.mark.parametrize(
     "job, given, message",
     [
-        (VerifySettings, {"quiet": True, "json": True}, "--quiet tells nothing and --json tells it in JSON: leave one"),
-        (TrainDecoderSettings, {"pairs": None}, "clipcap learns from images: give --pairs, and no --captions"),
-        (TrainDecoderSettings, {"captions": "c"}, "clipcap learns from images: give --pairs, and no --captions"),
+        (VerifySettings, {"quiet": True, "json": True}, "--quiet disables progress output and --json formats it"),
+        (TrainDecoderSettings, {"pairs": None}, "clipcap trains on images: give --pairs, and no --captions"),
+        (TrainDecoderSettings, {"captions": "c"}, "clipcap trains on images: give --pairs, and no --captions"),
         (
             TrainDecoderSettings,
             {"method": "capdec", "pairs": None, "captions": "c", "normalise": False},
-            "capdec puts noise on embeddings of unit length: leave --no-normalise out",
+            "capdec adds noise to embeddings of unit length: leave --no-normalise out",
         ),
         (
             TrainDecoderSettings,
             {"method": "recap", "pairs": None, "captions": "c", "tune": False},
-            "recap trains the language model alone: leave --no-tune out",
+            "recap trains only the language model: leave --no-tune out",
         ),
         (
             ImportDecoderSettings,
             {"preset": None, "method": "clipcap"},
-            r"\), or --method, --clip and --normalise or --no-normalise: a checkpoint does not say what it was trained",
+            r"\), or --method, --clip and --normalise or --no-normalise: a checkpoint does not record what it was",
         ),
     ],
 )

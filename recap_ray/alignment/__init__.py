@@ -1,7 +1,7 @@
 """The linear map from image embeddings into caption space: sums over pairs in, a closed-form map out.
 
 Every solver needs only sums over the pairs, so a fit is one pass, merges across workers in any order, and holds O(d^2)
-numbers however many pairs there are. The way of the data is the order of the files:
+numbers however many pairs there are. Data flows through the files in this order:
 
     pairs.py             embeddings of images and of their captions
     moments.py           pairs -> sums: Moments.add, Moments.merge

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from recap_ray.alignment import LinearAlignment
 from recap_ray.errors import UserError
-from recap_ray.storage.cache import fetched
+from recap_ray.storage.cache import cached_path
 from recap_ray.storage.files import file_digest, read_json
 
 
 def open_alignment(alignment: str | None, clip: str, dim: int) -> tuple[LinearAlignment, str | None]:
-    """The map in a folder made by fit-alignment, and its digest; no folder is the identity.
+    """Return the map in a folder made by fit-alignment, and its digest; no folder is the identity.
 
     Raises UserError if the files are missing or damaged, or made for a CLIP of another identity or dimension.
     """
     if alignment is None:
         return LinearAlignment.identity(dim), None
-    folder = fetched(alignment, "--alignment")
+    folder = cached_path(alignment, "--alignment")
     card = read_json(folder / "alignment.json", f"--alignment {alignment} (make it with fit-alignment)")
     if card.get("clip") != clip:
         raise UserError(

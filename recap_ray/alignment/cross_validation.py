@@ -1,6 +1,6 @@
 """Which map to take: cross-validated retrieval on held-out images, the simplest within one standard error.
 
-The images are dealt into folds by name, so no image is ever on both sides. A fold holds the moments of all its pairs,
+Images are assigned to folds by name, so no image is ever on both sides. A fold holds the moments of all its pairs,
 and of some of its images the embeddings. For each fold the maps are fitted on the moments of the others, and carry its
 held-out images into caption space; the score is at which rank an image finds a caption of its own among those of the
 fold. The rule of one standard error is that of Breiman et al. (1984, CART), on the paired differences of reciprocal
@@ -25,9 +25,9 @@ from recap_ray.vectors import scaled_to_unit_length
 FOLDS = 5
 
 
-def deal(names: Sequence[str]) -> np.ndarray:
-    """A number in [0, FOLDS) for each image that follows from its name alone: the whole part is its fold, and among
-    the images of a fold those with the lowest fractions are validated on."""
+def assign_folds(names: Sequence[str]) -> np.ndarray:
+    """Return a number in [0, FOLDS) for each image that follows from its name alone: the whole part is its fold, and
+    among the images of a fold those with the lowest fractions are validated on."""
     draws = (int.from_bytes(blake2b(name.encode("utf-8", "replace"), digest_size=6).digest()) for name in names)
     return np.fromiter(draws, np.float64, len(names)) * (FOLDS / 2**48)
 
@@ -88,8 +88,8 @@ def cross_validate(folds: Sequence[Fold], recipes: Sequence[Recipe]) -> list[Can
 
 
 def carry_held_out(folds: Sequence[Fold], recipe: Recipe) -> EmbeddedPairs:
-    """The held-out pairs that `cross_validate` scores, at least one, their images carried into caption space by the map
-    that the other folds give."""
+    """Return the held-out pairs that `cross_validate` scores, at least one, their images carried into caption space by
+    the map that the other folds give."""
     carried = []
     for training, held_out in _usable(folds):
         [(_, images)] = _carried(held_out.images, training, [recipe])
@@ -98,8 +98,9 @@ def carry_held_out(folds: Sequence[Fold], recipe: Recipe) -> EmbeddedPairs:
 
 
 def choose(candidates: Sequence[Candidate], recipes: Sequence[Recipe]) -> Recipe:
-    """The first, and so the simplest, of `recipes` whose mean reciprocal rank is within one standard error of the
-    best one's, and not below that of no map where that is a choice. Without any candidate it is the first recipe."""
+    """Return the first, and so the simplest, of `recipes` whose mean reciprocal rank is within one standard error of
+    the best one's, and not below that of no map where that is a choice. Without any candidate it is the first
+    recipe."""
     eligible = [candidate for candidate in candidates if candidate.recipe in recipes]
     if not eligible:
         return recipes[0]
@@ -116,7 +117,7 @@ def _within_one_standard_error(candidate: Candidate, best: Candidate) -> bool:
 
 
 def _usable(folds: Sequence[Fold]) -> list[tuple[Moments, EmbeddedPairs]]:
-    """What to fit on and what to validate by, of each fold that has both."""
+    """Return what to fit on and what to validate by, of each fold that has both."""
     both = [(training, fold.held_out) for training, fold in _training_moments(folds)]
     return [(training, held_out) for training, held_out in both if training.count and len(held_out.images)]
 
@@ -129,8 +130,8 @@ def _training_moments(folds: Sequence[Fold]) -> Iterator[tuple[Moments, Fold]]:
 
 
 def _carried(images: np.ndarray, training: Moments, recipes: Sequence[Recipe]) -> Iterator[tuple[Recipe, np.ndarray]]:
-    """The images as every recipe's map carries them, those of one preparation after each other, so that its products
-    are decomposed once."""
+    """Return the images as every recipe's map carries them, those of one preparation after each other, so that its
+    products are decomposed once."""
     for prepare in dict.fromkeys(recipe.prepare for recipe in recipes):
         problem = Problem.of(training, prepare)
         for recipe in recipes:

@@ -24,7 +24,7 @@ class LinearAlignment:
     def of(
         cls, weight: np.ndarray, image_mean: np.ndarray, text_mean: np.ndarray, normalise: bool = True
     ) -> LinearAlignment:
-        """The map as float32."""
+        """Return the map as float32."""
         weight, image_mean, text_mean = (np.ascontiguousarray(x, np.float32) for x in (weight, image_mean, text_mean))
         return cls(weight, image_mean, text_mean, np.array(normalise))
 
@@ -52,7 +52,7 @@ class LinearAlignment:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LinearAlignment:
-        """What `to_bytes` wrote; raises UserError if it is something else, or holds NaN or infinite numbers."""
+        """Return what `to_bytes` wrote; raises UserError if it is something else, or holds NaN or infinite numbers."""
         try:
             fitted = cls(**safetensors.numpy.load(data))
             dim = len(fitted.weight)

@@ -26,7 +26,7 @@ FLOAT32_PAIRS_PER_DIMENSION = 16
 
 
 def products_dtype(pairs: int, dim: int) -> type[np.floating]:
-    """The type in which products of this many pairs (or more) are taken; sums are float64 always."""
+    """Return the type in which products of this many pairs (or more) are taken; sums are float64 always."""
     return np.float32 if pairs >= FLOAT32_PAIRS_PER_DIMENSION * dim else np.float64
 
 
@@ -44,7 +44,7 @@ class Moments:
 
     @classmethod
     def zeros(cls, dim: int) -> Moments:
-        """The moments of no pair."""
+        """Return the moments of no pair."""
         square = (dim, dim)
         return cls(
             np.zeros(()), np.zeros(dim), np.zeros(dim), np.zeros(square), np.zeros(square), np.zeros(dim), np.zeros(())
@@ -56,7 +56,7 @@ class Moments:
         return len(self.image_mean)
 
     def add(self, pairs: EmbeddedPairs, products: type[np.floating] = np.float64) -> None:
-        """Adds pairs: an image with several captions counts once for each of them, but is multiplied only once.
+        """Add pairs: an image with several captions counts once for each of them, but is multiplied only once.
 
         `products` is the type in which rows are multiplied, see products_dtype.
         """
@@ -64,7 +64,7 @@ class Moments:
             self._join(_moments_of_block(block, products))
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets of pairs."""
+        """Return the moments of both sets of pairs."""
         merged = Moments(*(getattr(self, f.name).copy() for f in fields(self)))
         merged._join(other)
         return merged
@@ -75,11 +75,11 @@ class Moments:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Moments:
-        """What `to_bytes` wrote."""
+        """Return what `to_bytes` wrote."""
         return cls(**safetensors.numpy.load(data))
 
     def _join(self, other: Moments) -> None:
-        """Adds the pairs of `other` in place."""
+        """Add the pairs of `other` in place."""
         count = self.count + other.count
         if not count:
             return
@@ -97,7 +97,7 @@ class Moments:
 
 
 def _blocks(pairs: EmbeddedPairs) -> Iterator[EmbeddedPairs]:
-    """The pairs, BLOCK_ROWS images at a time, without those that have no caption."""
+    """Return the pairs, BLOCK_ROWS images at a time, without those that have no caption."""
     captions = np.bincount(pairs.owner, minlength=len(pairs.images))
     if not captions.all():
         pairs = pairs.of_images(captions > 0)
@@ -108,7 +108,7 @@ def _blocks(pairs: EmbeddedPairs) -> Iterator[EmbeddedPairs]:
 
 
 def _moments_of_block(block: EmbeddedPairs, products: type[np.floating]) -> Moments:
-    """The moments of a few pairs, every image of which has a caption.
+    """Return the moments of a few pairs, every image of which has a caption.
 
     With c captions e_j an image f adds c f f' to F'F and (sum of e_j) f' to E'F: rows are scaled by sqrt(c), so that
     F'F stays the product of a matrix with itself, which takes half the operations.

@@ -20,7 +20,7 @@ class EmbeddedPairs:
     owner: np.ndarray  # (m,) int64, rising
 
     def of_images(self, keep: np.ndarray) -> EmbeddedPairs:
-        """The pairs of the images that the mask `keep` (n,) marks."""
+        """Return the pairs of the images that the mask `keep` (n,) marks."""
         texts = keep[self.owner]
         return EmbeddedPairs(self.images[keep], self.texts[texts], (np.cumsum(keep) - 1)[self.owner[texts]])
 
@@ -44,15 +44,15 @@ class EmbeddedPairs:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> EmbeddedPairs:
-        """What `to_bytes` wrote."""
+        """Return what `to_bytes` wrote."""
         return cls(**safetensors.numpy.load(data))
 
 
 def check_embeddings(vectors: np.ndarray, name_of: Callable[[int], str]) -> None:
-    """Raises UserError for the first row (n, d) that is no direction: NaN, infinite, all zero, or of a length too
+    """Raise UserError for the first row (n, d) that is no direction: NaN, infinite, all zero, or of a length too
     large or too small to compute with.
 
-    `name_of` tells the user which embedding a row is.
+    `name_of` names a row's embedding for the user.
     """
     with np.errstate(over="ignore", under="ignore"):
         lengths = np.einsum("nd,nd->n", vectors, vectors)  # NaN and infinity show in it

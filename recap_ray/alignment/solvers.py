@@ -67,7 +67,7 @@ class Recipe:
 def recipes(
     method: str, center: bool | None = None, standardise: bool | None = None, normalise: bool = True
 ) -> list[Recipe]:
-    """What a method name stands for: itself with every strength, or for `auto` all methods; the simplest first.
+    """Return what a method name stands for: itself with every strength, or for `auto` all methods; the simplest first.
 
     `center` and `standardise` (which centres too) narrow the preparations; None leaves both choices in. Raises
     UserError for an unknown method, or for choices that leave none.
@@ -92,7 +92,8 @@ def recipes(
 
 
 def solve(moments: Moments, recipe: Recipe) -> LinearAlignment:
-    """The map that `recipe` gives for the pairs in `moments`, at least one, scaled to unit length if it says so."""
+    """Return the map that `recipe` gives for the pairs in `moments`, at least one, scaled to unit length if it says
+    so."""
     return Problem.of(moments, recipe.prepare).solve(recipe)
 
 
@@ -110,7 +111,7 @@ class Problem:
 
     @classmethod
     def of(cls, moments: Moments, prepare: str) -> Problem:
-        """The pairs in `moments`, prepared."""
+        """Return the pairs in `moments`, prepared."""
         dim, count = moments.dim, moments.count
         # Random rounding of products of the size trace / d makes eigenvalues of sqrt(d) times it.
         noise = 4 * float(moments.rounding) * np.sqrt(dim) * np.trace(moments.image_image) / dim
@@ -137,12 +138,12 @@ class Problem:
         return problem
 
     def solve(self, recipe: Recipe) -> LinearAlignment:
-        """The map of one recipe, in the coordinates that embeddings come in."""
+        """Return the map of one recipe, in the coordinates that embeddings come in."""
         weight = self._carry(np.eye(len(self.image_mean)), recipe).T * np.outer(self.text_scale, 1 / self.image_scale)
         return LinearAlignment.of(weight, self.image_mean, self.text_mean, recipe.normalise)
 
     def apply(self, images: np.ndarray, recipe: Recipe) -> np.ndarray:
-        """What `solve(recipe)` makes of few images (n, d), n < d: W itself is never formed."""
+        """Return what `solve(recipe)` makes of few images (n, d), n < d: W itself is never formed."""
         if recipe.normalise:
             images = scaled_to_unit_length(images)
         prepared = (images - self.image_mean) / self.image_scale
@@ -189,6 +190,6 @@ class Problem:
 
 
 def _deviation(squares: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Standard deviations (d,); 1 for a dimension that does not vary."""
+    """Return standard deviations (d,); 1 for a dimension that does not vary."""
     deviation = np.sqrt(squares / count)
     return np.where(deviation > 1e-6 * deviation.max(initial=0), deviation, 1)

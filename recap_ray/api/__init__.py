@@ -1,4 +1,4 @@
-"""What a Python program calls: captions for pictures in its own memory, and the map fitted on its own arrays.
+"""Python API: caption images in memory, fit an alignment on arrays.
 
-The Ray Data chain for one's own pipeline is api/dataset.py. All of it is exported by `recap_ray` itself.
+The stages for user-defined Ray Data pipelines are in api/dataset.py. `recap_ray` exports all of it.
 """

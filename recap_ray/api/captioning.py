@@ -1,4 +1,4 @@
-"""Captions in this process, without Ray and without files: the pictures of a list, as `caption` writes them."""
+"""Caption a list of images in this process, without Ray or output files, with the results of `recap-ray caption`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from recap_ray.errors import UserError
 from recap_ray.settings import CaptionerSettings, CaptionSettings
 from recap_ray.timing.stage_times import StageClock
 
-GivenImage = Image.Image | bytes | str | PathLike[str]
+ImageInput = Image.Image | bytes | str | PathLike[str]
 
 
 @dataclass(frozen=True)
 class Caption:
-    """The caption of one picture, or why there is none: an output row of `caption` without what it tells of files."""
+    """Caption of one image, or its error: an output row of `caption` without the file columns."""
 
     key: str
     caption: str | None
@@ -45,60 +45,59 @@ COLUMNS = [field.name for field in fields(Caption)]
 
 
 class LoadedCaptioner:
-    """A method of captioning with its models in this process."""
+    """Captioning method with its models loaded in this process."""
 
     def __init__(self, captioner: Captioner, settings: CaptionSettings):
         self.captioner = captioner
-        # No alarm: one that ends the process of whoever called would be worse than a codec that hangs.
+        # No watchdog: it would end the caller's process, which is worse than a codec that hangs.
         self.loader = loader_of(captioner, settings, watched=False)
         captioner.load()
 
-    def caption(self, images: Sequence[GivenImage], keys: Sequence[str] | None = None) -> list[Caption]:
-        """One result an image, in order: pictures of Pillow, bytes of image files, paths or URLs.
+    def caption(self, images: Sequence[ImageInput], keys: Sequence[str] | None = None) -> list[Caption]:
+        """Return one result per image, in order; images are PIL images, bytes of image files, paths or URLs.
 
-        Sampling is seeded by the key: by default a file's name, and of pictures without one a digest of what the model
-        sees. A picture that cannot be decoded has an `error`. A file and its bytes are decoded as by `caption`; a
-        picture of Pillow is taken with the pixels it has, which for a JPEG of many megapixels differ by a rounding.
+        The key seeds the sampling: by default the file name, or for images without a name a digest of the model's input
+        pixels. An image that cannot be decoded has an `error`. Files and bytes are decoded as by `caption`; the pixels
+        of a PIL image are used as they are, which for a JPEG of many megapixels differ by rounding.
 
-        Raises UserError for what is no image, or another number of keys.
+        Raises UserError for an unsupported type of image, or if the number of keys differs.
         """
         if isinstance(images, Image.Image | bytes | str | PathLike):
-            raise UserError("caption takes a list of images: put the one in brackets")
+            raise UserError("caption takes a list of images: put a single one in brackets")
         if keys is not None and len(keys) != len(images):
             raise UserError(f"caption was given {len(images)} images and {len(keys)} keys: expected a key for each")
-        found: list[Caption] = []
+        captions: list[Caption] = []
         for start in range(0, len(images), BATCH_ROWS):
             part = slice(start, start + BATCH_ROWS)
-            found += self._captions(images[part], keys[part] if keys is not None else None)
-        return found
+            captions += self._captions(images[part], keys[part] if keys is not None else None)
+        return captions
 
-    def _captions(self, images: Sequence[GivenImage], keys: Sequence[str] | None) -> Iterator[Caption]:
+    def _captions(self, images: Sequence[ImageInput], keys: Sequence[str] | None) -> Iterator[Caption]:
         batch = self.loader({"source": images})
         if keys is None:
             keys = [_key_of(image, pixels) for image, pixels in zip(images, batch["pixels"])]
-        named = {"key": list(map(str, keys)), "source": [""] * len(images)}
-        rows = caption_rows(self.captioner, batch | named, StageClock()).select(COLUMNS)
+        names = {"key": list(map(str, keys)), "source": [""] * len(images)}
+        rows = caption_rows(self.captioner, batch | names, StageClock()).select(COLUMNS)
         return (Caption(**row) for row in rows.to_pylist())
 
 
 def load_captioner(**flags: Any) -> LoadedCaptioner:
-    """The captioner that `recap-ray caption` would use with the same flags (`language_model` for --language-model),
-    loaded into this process.
+    """Load the captioner that `recap-ray caption` uses with the same flags.
 
-    What is named there is named here: `index` and `alignment`, `clip`, `language_model`, `method`, `decoder`,
-    `candidates`, `device` ...; not what tells of its files and of Ray. Raises UserError for whatever that command
-    would refuse.
+    Arguments are the flags of the command: `index`, `alignment`, `clip`, `language_model` (for --language-model),
+    `method`, `decoder`, `candidates`, `device` ..., except those of its files and of Ray. Raises the UserErrors of the
+    command.
     """
     return LoadedCaptioner(*captioner_of(flags))
 
 
-def _key_of(image: GivenImage, pixels: np.ndarray) -> str:
+def _key_of(image: ImageInput, pixels: np.ndarray) -> str:
     if isinstance(image, str | PathLike):
         return PurePath(str(image)).name
     return blake2b(pixels.tobytes(), digest_size=8).hexdigest()
 
 
-# For help() and for editors: the flags, each told once in settings.py.
+# For help() and editors: the flags, each declared once in settings.py.
 load_captioner.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)

@@ -1,4 +1,4 @@
-"""Captioning as two stages of somebody else's Ray Data pipeline: decode on CPUs, caption in actors with the models."""
+"""Captioning as two stages of a user-defined Ray Data pipeline: decode on CPUs, caption in model actors."""
 
 from __future__ import annotations
 
@@ -20,74 +20,76 @@ from recap_ray.timing.stage_times import StageClock
 if TYPE_CHECKING:
     import ray
 
-ADDED = (*CAPTIONER_COLUMNS, "width", "height")
-CARRIED = {"width": pa.int32(), "height": pa.int32(), "error": pa.string()}  # from stage to stage, beside `pixels`
-MANY = 1000  # blocks that a dataset of unknown size may have: at most so many actors
+OUTPUT_COLUMNS = (*CAPTIONER_COLUMNS, "width", "height")
+# Passed from stage to stage in addition to `pixels`.
+INTERMEDIATE_COLUMNS = {"width": pa.int32(), "height": pa.int32(), "error": pa.string()}
+MAX_ACTORS = 1000  # for a dataset with an unknown number of blocks
 
 
 def caption_dataset(dataset: ray.data.Dataset, gpu_actors: str | None = None, **flags: Any) -> ray.data.Dataset:
-    """The rows of `dataset` with their captions: nothing is computed until they are asked for, as with any stage.
+    """Return `dataset` with captions added to its rows; it is lazy, as any stage of Ray Data.
 
     A row has the columns `key`, which seeds its sampling, and `image`: the bytes of an image file, or its path or URL.
-    In place of `image` come the columns of an output row, `caption` to `height`; a picture that cannot be decoded has
-    an `error`. Other columns stay as they are. `flags` are those of `recap_ray.load_captioner`, and `gpu_actors` that
-    of the command.
+    `image` is replaced by the columns of an output row, `caption` to `height`; an image that cannot be decoded has an
+    `error`. Other columns are unchanged. `flags` are the arguments of `recap_ray.load_captioner`, and `gpu_actors` is
+    the flag of the command.
 
     Raises the UserErrors of the command before anything starts.
     """
     captioner, settings = captioner_of(flags, gpu_actors=gpu_actors)
     join_ray()
     decode = cpu_stage() | {"batch_size": BATCH_ROWS}
-    actors = model_actors(settings.actor_range, settings.device, MANY).stage() | {"batch_size": BATCH_ROWS}
-    decoding = PictureDecoder(loader_of(captioner, settings, watched=True))
+    actors = model_actors(settings.actor_range, settings.device, MAX_ACTORS).stage() | {"batch_size": BATCH_ROWS}
+    decoding = DecodeStage(loader_of(captioner, settings, watched=True))
     return dataset.map_batches(decoding, batch_format="pyarrow", **decode).map_batches(
-        PictureActor, fn_constructor_args=(captioner,), batch_format="pyarrow", **actors
+        CaptionStage, fn_constructor_args=(captioner,), batch_format="pyarrow", **actors
     )
 
 
 @dataclass(frozen=True)
-class PictureDecoder:
-    """Puts pixels at the model's size in the place of encoded images."""
+class DecodeStage:
+    """Stage that replaces encoded images by pixels at the model's input size."""
 
     loader: ImageLoader
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The rows without `image`, with `pixels` and the columns CARRIED."""
+        """Return the rows without `image`, with `pixels` and INTERMEDIATE_COLUMNS."""
         if missing := {"key", "image"} - set(rows.column_names):
             raise UserError(f"caption_dataset: the rows have no column {min(missing)}: rename the one that holds it")
-        if taken := [name for name in rows.column_names if name in (*ADDED, "pixels")]:
+        if taken := [name for name in rows.column_names if name in (*OUTPUT_COLUMNS, "pixels")]:
             raise UserError(f"caption_dataset adds a column {taken[0]}, which the rows have: rename or drop it before")
-        found = self.loader({"source": rows["image"].to_pylist()})
-        pixels = found["pixels"]
-        size = pa.binary(int(np.prod(pixels.shape[1:])))  # of fixed length: nothing is copied
+        decoded = self.loader({"source": rows["image"].to_pylist()})
+        pixels = decoded["pixels"]
+        size = pa.binary(int(np.prod(pixels.shape[1:])))  # fixed length, so the buffer is not copied
         columns = {"pixels": pa.FixedSizeBinaryArray.from_buffers(size, len(pixels), [None, pa.py_buffer(pixels)])}
-        columns |= {name: pa.array(found[name].tolist(), kind) for name, kind in CARRIED.items()}
+        columns |= {name: pa.array(decoded[name].tolist(), kind) for name, kind in INTERMEDIATE_COLUMNS.items()}
         return with_columns(rows.drop_columns("image"), columns)
 
 
-class PictureActor(ModelActor):
-    """Holds one captioner with its models."""
+class CaptionStage(ModelActor):
+    """Actor with one captioner and its models."""
 
     def load(self, captioner: Any) -> None:
-        """Loads the models."""
+        """Load the models."""
         captioner.load()
         self.captioner = captioner
 
     def process(self, rows: pa.Table) -> pa.Table:
-        """The rows with the columns ADDED in place of those that the decoder added."""
+        """Return the rows with OUTPUT_COLUMNS in place of the columns that DecodeStage added."""
         pixels = np.frombuffer(b"".join(rows["pixels"].to_pylist()), np.uint8)
-        nothing = [""] * len(rows)
+        empty = [""] * len(rows)
         batch: dict[str, Any] = {
             "key": list(map(str, rows["key"].to_pylist())),
-            "source": nothing,
-            "original_caption": nothing,
+            "source": empty,
+            "original_caption": empty,
         }
-        batch |= {name: np.array(rows[name].to_pylist(), object) for name in CARRIED}
+        batch |= {name: np.array(rows[name].to_pylist(), object) for name in INTERMEDIATE_COLUMNS}
         batch["pixels"] = pixels.reshape(len(rows), *self.captioner.preparer.size, 3)
-        found = caption_rows(self.captioner, batch, StageClock())
-        return with_columns(rows.drop_columns(["pixels", *CARRIED]), {name: found[name] for name in ADDED})
+        output = caption_rows(self.captioner, batch, StageClock())
+        rows = rows.drop_columns(["pixels", *INTERMEDIATE_COLUMNS])
+        return with_columns(rows, {name: output[name] for name in OUTPUT_COLUMNS})
 
 
 def with_columns(rows: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
-    """The rows with more columns."""
+    """Return the rows with added or replaced columns."""
     return pa.table(dict(zip(rows.column_names, rows.columns)) | dict(columns))

@@ -1,4 +1,4 @@
-"""The map fitted on two arrays of embeddings in memory, as `fit-alignment --embeddings` fits it on a file of them."""
+"""Fit the alignment on two arrays of embeddings in memory, as `fit-alignment --embeddings` does on a file."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from recap_ray.runs.run import output_folder
 from recap_ray.settings import FitAlignmentSettings
 from recap_ray.tables.embeddings import EmbeddingsFile
 
-ARRAYS = "fit_alignment: the arrays"  # what messages begin with
+ARRAYS = "fit_alignment: the arrays"  # prefix of error messages
 
 
 @dataclass(frozen=True)
 class FittedAlignment:
-    """A map that was fitted and chosen."""
+    """Fitted alignment, with the recipe selected and the scores of all candidates."""
 
     fitted: Fitted
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Image embeddings (n, d), as the model gives them, carried into caption space: float32 of unit length."""
+        """Map image embeddings (n, d), as the model returns them, to caption space: float32 of unit length."""
         return self.alignment(images)
 
     @property
     def alignment(self) -> LinearAlignment:
-        """The map itself: weight, means."""
+        """The alignment itself: weight and means."""
         return self.fitted.alignment
 
     @property
     def recipe(self) -> Recipe:
-        """Which method, preparation and strength was chosen."""
+        """Method, preparation and regularisation strength that were selected."""
         return self.fitted.recipe
 
     @property
     def candidates(self) -> list[Candidate]:
-        """What each recipe retrieved on held-out images (`scores`: R@1, R@5, R@10, MRR), no map among them."""
+        """Retrieval of each recipe on held-out images (`scores`: R@1, R@5, R@10, MRR), including no alignment."""
         return self.fitted.candidates
 
     def save(self, folder: str, clip: str) -> None:
-        """Writes what `caption --alignment` reads, over an alignment that is there; `clip` names the model that made
-        the embeddings, as --clip does.
+        """Write the folder for `caption --alignment`, replacing an existing alignment.
 
-        Raises UserError if that model has another number of dimensions.
+        `clip` names the model of the embeddings, as --clip does. Raises UserError if it has another number of
+        dimensions.
         """
         from recap_ray.models.clip import ClipCard
 
@@ -65,17 +65,17 @@ def fit_alignment(
     normalise: bool = True,
     held_out: int = FitAlignmentSettings.held_out,
 ) -> FittedAlignment:
-    """The map from image to caption space: row i of both arrays (n, d) is a pair, embedded by one CLIP.
+    """Fit the alignment from image to caption space; row i of both arrays (n, d) is a pair, embedded by one CLIP.
 
-    An image with several captions stands in several rows, with the same key or, without keys, the same embedding. The
-    other arguments are the flags of `recap-ray fit-alignment`, and the map is the one that it fits. Raises UserError
-    for whatever that command would refuse.
+    An image with several captions has several rows with the same key or, without keys, the same embedding. The other
+    arguments are the flags of `recap-ray fit-alignment`, and the result is the same. Raises the UserErrors of the
+    command.
     """
     settings = FitAlignmentSettings(
         embeddings=ARRAYS, output="", method=method, center=center, standardise=standardise, normalise=normalise,
         held_out=held_out,
     )  # fmt: skip
     settings.check()
-    wanted = recipes(method, center, standardise, normalise)
-    given = EmbeddingsFile.of_arrays(image_embeddings, text_embeddings, keys, ARRAYS)
-    return FittedAlignment(fit_gathered(gather_embeddings(given, settings), wanted, ARRAYS))
+    candidates = recipes(method, center, standardise, normalise)
+    embeddings = EmbeddingsFile.of_arrays(image_embeddings, text_embeddings, keys, ARRAYS)
+    return FittedAlignment(fit_gathered(gather_embeddings(embeddings, settings), candidates, ARRAYS))

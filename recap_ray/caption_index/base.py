@@ -15,7 +15,7 @@ from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import GIVEN, captions_path, take_over_shard
 from recap_ray.errors import UserError, first_line
 from recap_ray.storage.cache import local_copy
-from recap_ray.storage.files import read_json, share_file
+from recap_ray.storage.files import link_or_copy, read_json
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class IndexBase:
 
     @classmethod
     def of(cls, index: str | None, clip: str, dim: int) -> IndexBase:
-        """The index in a folder made by build-index; none is the empty one.
+        """Return the index in a folder made by build-index; none is the empty one.
 
         Raises UserError as IndexCard does, or if index.json does not account for every row.
         """
@@ -69,10 +69,10 @@ class IndexBase:
                 ) from None
 
     def take_over(self, folder: Path) -> None:
-        """Puts all its shards, then what they have in common, into the folder of a new index; what is there stays."""
+        """Put all its shards, then what they have in common, into the folder of a new index; what is there stays."""
         for number in range(len(self.shard_rows)):
             take_over_shard(self.folder, folder, number)
         if self.layout and self.layout.type != FLAT:
             for path in (queries_path, trained_path):
                 if not path(folder).exists():
-                    share_file(path(self.folder), path(folder))
+                    link_or_copy(path(self.folder), path(folder))

@@ -21,12 +21,12 @@ COLUMNS = pa.schema([("id", pa.int64()), ("caption", pa.large_string())])
 
 
 def read_captions(path: Path) -> pa.Table:
-    """The columns `id` and `caption` of a Parquet file, one chunk each, in memory."""
+    """Return the columns `id` and `caption` of a Parquet file, one chunk each, in memory."""
     return pq.read_table(local_copy(path), columns=COLUMNS.names).cast(COLUMNS).combine_chunks()
 
 
 def map_captions(path: Path) -> pa.Table:
-    """The same, mapped from the node's cache, which the first process to ask for them fills."""
+    """Return the same, mapped from the node's cache, which the first process to ask for them fills."""
     cached = cache_folder() / f"{digest_of(file_stamp(str(path)))}.arrow"
     if not cached.exists():
         commit(cached, lambda temporary: _write_arrow(read_captions(path), temporary))

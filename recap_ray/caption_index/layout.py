@@ -30,7 +30,7 @@ class Layout:
 
 
 def choose_layout(asked: str, rows: int, dim: int, memory_bytes: float) -> tuple[Layout, str]:
-    """The layout for so many vectors, and why; `asked` is a type or auto.
+    """Return the layout for so many vectors, and why; `asked` is a type or auto.
 
     Raises UserError if there are too few vectors to train on.
     """

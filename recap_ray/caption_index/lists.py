@@ -39,30 +39,30 @@ def queries_path(folder: Path) -> Path:
 
 
 def read_queries(folder: Path) -> np.ndarray:
-    """The queries (n, d) that recall is measured with."""
+    """Return the queries (n, d) that recall is measured with."""
     return np.load(local_copy(queries_path(folder)), allow_pickle=False)
 
 
 def read_trained(folder: Path) -> Any:
-    """The empty index of what all shards have in common; RuntimeError for a damaged file."""
+    """Return the empty index of what all shards have in common; RuntimeError for a damaged file."""
     return faiss.read_index(str(local_copy(trained_path(folder))))
 
 
 def read_centroids(folder: Path) -> np.ndarray:
-    """The centroids (nlist, d)."""
+    """Return the centroids (nlist, d)."""
     trained = read_trained(folder)
     return centroids_of(trained).reconstruct_n(0, trained.nlist)
 
 
 def lists_of(index: Any) -> Any:
-    """The IVF index within the index of a shard, which must be kept by the caller; None in a flat one."""
+    """Return the IVF index within the index of a shard, which must be kept by the caller; None in a flat one."""
     if isinstance(index, faiss.IndexRefine):
         index = faiss.downcast_index(index.base_index)
     return index if isinstance(index, faiss.IndexIVF) else None
 
 
 def layout_of(index: Any) -> Layout:
-    """The type and number of lists of a FAISS index."""
+    """Return the type and number of lists of a FAISS index."""
     lists = lists_of(index)
     if lists is None:
         return Layout(FLAT)
@@ -70,12 +70,12 @@ def layout_of(index: Any) -> Layout:
 
 
 def read_layout(folder: Path) -> Layout:
-    """What the index in `folder` was trained for."""
+    """Return what the index in `folder` was trained for."""
     return layout_of(read_trained(folder))
 
 
 def centroids_of(trained: Any) -> Any:
-    """The faiss.IndexFlatIP of a trained index's centroids, which must be kept by the caller."""
+    """Return the faiss.IndexFlatIP of a trained index's centroids, which must be kept by the caller."""
     return faiss.downcast_index(trained.quantizer)
 
 
@@ -95,7 +95,7 @@ def train_lists(folder: Path, shard_rows: list[int], layout: Layout, threads: in
 
 
 def shard_into_lists(folder: Path, number: int) -> None:
-    """Replaces the flat FAISS file of a shard by one of lists; the shard keeps its rows and ids."""
+    """Replace the flat FAISS file of a shard by one of lists; the shard keeps its rows and ids."""
     vectors, ids = read_vectors(vectors_path(folder, number))
     lists = read_trained(folder)
     index = faiss.IndexRefineFlat(lists) if isinstance(lists, faiss.IndexIVFPQ) else lists

@@ -12,7 +12,7 @@ Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def merge_top_k(found: Sequence[tuple[np.ndarray, ...]], k: int) -> tuple[np.ndarray, ...]:
-    """The k best of several results for the same n queries: falling scores, among equals the lower id first.
+    """Return the k best of several results for the same n queries: falling scores, among equals the lower id first.
 
     A result is (scores, ids, ...), each (n, m) with an m of its own; what follows the ids goes along with them. Missing
     ones (id -1) come last.

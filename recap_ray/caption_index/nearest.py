@@ -60,7 +60,7 @@ class FlatByFaiss(Nearest):
 
 
 def search_shard(shard: IndexShard, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """What FAISS finds in a flat shard: scores and ids (n, k), or fewer where it holds fewer."""
+    """Return what FAISS finds in a flat shard: scores and ids (n, k), or fewer where it holds fewer."""
     scores, rows = shard.vectors.search(queries, min(k, shard.rows))
     return scores, rows + shard.first_id
 
@@ -115,7 +115,7 @@ def scores_of(shards: Sequence[IndexShard], queries: np.ndarray, ids: np.ndarray
 
 
 def vectors_at(shards: Sequence[IndexShard], ids: np.ndarray) -> np.ndarray:
-    """The vectors (n, m, d) of ids (n, m), which flat and ivfpq shards keep by row; of the id -1 any."""
+    """Return the vectors (n, m, d) of ids (n, m), which flat and ivfpq shards keep by row; of the id -1 any."""
     first_ids = np.array([shard.first_id for shard in shards])
     places = np.searchsorted(first_ids, ids.ravel(), "right").clip(1) - 1
     vectors = np.empty((ids.size, shards[0].vectors.d), np.float32)

@@ -40,11 +40,12 @@ class FlatOnGpu(Nearest):
 
     @abstractmethod
     def copy(self, vectors: Any, device: torch.device) -> Any:
-        """What is searched of a shard, from its faiss.IndexFlatIP."""
+        """Return what is searched of a shard, from its faiss.IndexFlatIP."""
 
     @abstractmethod
     def search(self, copied: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k (or as many as there are) largest products (n, k) of queries (n, d) with what was copied, and rows."""
+        """Return the k (or as many as there are) largest products (n, k) of queries (n, d) with what was copied, and
+        rows."""
 
 
 class FaissOnGpu(FlatOnGpu):
@@ -93,7 +94,7 @@ def _gpu_resources() -> Any:
 
 
 def open_flat(shards: Sequence[IndexShard], dim: int, device: torch.device) -> Nearest:
-    """What searches flat shards beside models on a GPU: the GPU, if its memory is large enough."""
+    """Return what searches flat shards beside models on a GPU: the GPU, if its memory is large enough."""
     rows = sum(shard.rows for shard in shards)
     if device.type == "cpu" or 4 * rows * dim > SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[1]:
         return FlatByFaiss(shards)

@@ -21,7 +21,7 @@ QUERIES_ARE = f"{QUERIES:,} rows at most, drawn evenly and turned by noise to a 
 
 
 def draw_queries(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Queries (QUERIES at most, d) float32 of unit length, from vectors (n, d)."""
+    """Return queries (QUERIES at most, d) float32 of unit length, from vectors (n, d)."""
     drawn = vectors[rng.choice(len(vectors), min(QUERIES, len(vectors)), replace=False)]
     drawn = scaled_to_unit_length(drawn)
     noise = rng.standard_normal(drawn.shape, dtype=np.float32)
@@ -31,12 +31,13 @@ def draw_queries(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def shares_found(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The share (q,) of each query's true ids (q, k) that are among the ids found (q, m)."""
+    """Return the share (q,) of each query's true ids (q, k) that are among the ids found (q, m)."""
     return (truth[:, :, None] == found[:, None, :]).any(2).mean(1)
 
 
-def surely(shares: np.ndarray) -> float:
-    """What the mean of other queries' shares will hardly be below: two standard errors less than the mean of these."""
+def lower_bound(shares: np.ndarray) -> float:
+    """Return what the mean of other queries' shares will hardly be below: two standard errors less than the mean of
+    these."""
     return float(shares.mean() - 2 * shares.std() / np.sqrt(len(shares)))
 
 
@@ -49,12 +50,13 @@ def list_ranks(queries: np.ndarray, centroids: np.ndarray, lists: np.ndarray) ->
 
 
 def fewest_probes(ranks: np.ndarray, most: int, target: float) -> int:
-    """The fewest lists to visit for a sure recall of `target`, at most `most`: a neighbour is found if its list is."""
-    return next((probes for probes in range(1, most) if surely((ranks < probes).mean(1)) >= target), most)
+    """Return the fewest lists to visit for a sure recall of `target`, at most `most`: a neighbour is found if its list
+    is."""
+    return next((probes for probes in range(1, most) if lower_bound((ranks < probes).mean(1)) >= target), most)
 
 
 def fewest_rescored(estimates_first: np.ndarray, scores: np.ndarray, truth: np.ndarray, loss: float) -> int:
-    """The fewest candidates to score anew for a recall at most `loss` below that with the most of them.
+    """Return the fewest candidates to score anew for a recall at most `loss` below that with the most of them.
 
     Ids (q, m) in the order of their estimates, the exact scores (q, m), and the true ids (q, k).
     """
@@ -63,13 +65,13 @@ def fewest_rescored(estimates_first: np.ndarray, scores: np.ndarray, truth: np.n
 
 
 def decided(estimates_first: np.ndarray, scores: np.ndarray, rescored: int) -> np.ndarray:
-    """The ids (q, K) that win by their exact scores, of the first `rescored` candidates."""
+    """Return the ids (q, K) that win by their exact scores, of the first `rescored` candidates."""
     order = np.argsort(-scores[:, :rescored], axis=1, kind="stable")[:, :K]
     return np.take_along_axis(estimates_first, order, 1)
 
 
 def report(shares: np.ndarray, target: float) -> dict[str, Any]:
-    """What index.json says of a measured recall."""
+    """Return what index.json says of a measured recall."""
     return {
         "k": K,
         "recall": round(float(shares.mean()), 4),

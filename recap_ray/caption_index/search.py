@@ -43,7 +43,7 @@ class IndexCard:
 
     @classmethod
     def of(cls, index: str, clip: str, dim: int, flag: str = "--index") -> IndexCard:
-        """Reads `index.json`; raises UserError if the folder holds no finished index, lacks a file, or was built
+        """Read `index.json`; raises UserError if the folder holds no finished index, lacks a file, or was built
         with a CLIP of another identity or dimension. The message begins with `flag`."""
         folder = storage_path(index, flag)
         content = read_json(folder / "index.json", f"{flag} {index} (build it with build-index)")
@@ -76,7 +76,7 @@ class IndexCard:
         return [*common, *shards]
 
     def file_bytes(self) -> int:
-        """What they take on disk, told by one listing."""
+        """Return what they take on disk, told by one listing."""
         sizes = sizes_in(self.folder)
         return sum(sizes[file.name] for file in self.files())
 
@@ -93,14 +93,14 @@ class CaptionSearch(ABC):
 
     @abstractmethod
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k nearest captions of each query (n, d): scores (n, k) float32 falling, ids (n, k) int64.
+        """Return the k nearest captions of each query (n, d): scores (n, k) float32 falling, ids (n, k) int64.
 
         Where fewer than k captions are found, the rest has the id -1.
         """
 
     @abstractmethod
     def captions(self, ids: np.ndarray) -> list[list[str]]:
-        """The captions of ids (n, k), row by row; the id -1 has none."""
+        """Return the captions of ids (n, k), row by row; the id -1 has none."""
 
 
 class CaptionIndex(CaptionSearch):
@@ -119,7 +119,7 @@ class CaptionIndex(CaptionSearch):
         mapped: bool = False,
         numbers: Sequence[int] | None = None,
     ) -> CaptionIndex:
-        """Opens every shard, or those of the given numbers, to be searched beside models on `device` (none: the CPU).
+        """Open every shard, or those of the given numbers, to be searched beside models on `device` (none: the CPU).
 
         Raises UserError if a shard is missing, damaged or out of step.
         """
@@ -131,7 +131,7 @@ class CaptionIndex(CaptionSearch):
         return best_of([self.candidates(queries, k)], self.card.rescored, k)
 
     def candidates(self, queries: np.ndarray, k: int) -> Candidates:
-        """What these shards offer, to be merged with what others offer by `best_of`."""
+        """Return what these shards offer, to be merged with what others offer by `best_of`."""
         return self.nearest(np.ascontiguousarray(queries, np.float32), k)
 
     def captions(self, ids: np.ndarray) -> list[list[str]]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from recap_ray.caption_index.captions import map_captions, read_captions
 from recap_ray.errors import MissingExtra, UserError
 from recap_ray.storage.cache import local_copy
-from recap_ray.storage.files import share_file
+from recap_ray.storage.files import link_or_copy
 from recap_ray.storage.paths import commit
 
 try:
@@ -43,7 +43,7 @@ def vectors_path(folder: Path, number: int) -> Path:
 
 
 def write_captions(folder: Path, number: int, first_id: int, captions: list[str], origin: str = GIVEN) -> None:
-    """Commits the captions of a shard, all of one origin, with ids rising from `first_id`."""
+    """Commit the captions of a shard, all of one origin, with ids rising from `first_id`."""
     ids = pa.array(range(first_id, first_id + len(captions)), pa.int64())
     origins = pa.array([origin] * len(captions), pa.string())
     table = pa.table([ids, pa.array(captions, pa.string()), origins], schema=WRITTEN_SCHEMA)
@@ -53,22 +53,22 @@ def write_captions(folder: Path, number: int, first_id: int, captions: list[str]
 
 
 def write_vectors(folder: Path, number: int, ids: np.ndarray, embeddings: np.ndarray) -> None:
-    """Commits the embeddings (n, d) float32 of a shard as a flat index of inner products, with ids (n,) int64."""
+    """Commit the embeddings (n, d) float32 of a shard as a flat index of inner products, with ids (n,) int64."""
     numbered = faiss.IndexIDMap(faiss.IndexFlatIP(embeddings.shape[1]))
     numbered.add_with_ids(np.ascontiguousarray(embeddings, np.float32), np.ascontiguousarray(ids, np.int64))
     save_vectors(folder, number, numbered)
 
 
 def save_vectors(folder: Path, number: int, numbered: Any) -> None:
-    """Commits a faiss.IndexIDMap as the embeddings of a shard."""
+    """Commit a faiss.IndexIDMap as the embeddings of a shard."""
     commit(vectors_path(folder, number), lambda path: faiss.write_index(numbered, str(path)))
 
 
 def take_over_shard(base: Path, folder: Path, number: int) -> None:
-    """Makes a shard of the index in `base` the same shard of the one in `folder`: the same bytes, linked or copied."""
+    """Make a shard of the index in `base` the same shard of the one in `folder`: the same bytes, linked or copied."""
     for path in (captions_path, vectors_path):
         if not path(folder, number).exists():
-            share_file(path(base, number), path(folder, number))
+            link_or_copy(path(base, number), path(folder, number))
 
 
 @dataclass
@@ -81,7 +81,7 @@ class IndexShard:
 
     @classmethod
     def open(cls, folder: Path, number: int, mapped: bool = False) -> IndexShard:
-        """Reads both files, or maps them, which takes no memory but what the node's processes share.
+        """Read both files, or maps them, which takes no memory but what the node's processes share.
 
         Raises UserError if one is missing or damaged, or if they are not of the same rows.
         """
@@ -107,7 +107,7 @@ class IndexShard:
 
 
 def read_vectors(path: Path, mapped: bool = False) -> tuple[Any, np.ndarray]:
-    """The FAISS index of a shard's rows, and their ids (n,) int64. RuntimeError for a damaged file."""
+    """Return the FAISS index of a shard's rows, and their ids (n,) int64. RuntimeError for a damaged file."""
     # IO_FLAG_MMAP, the older flag, maps inverted lists, but reads a flat index into memory.
     numbered: Any = faiss.read_index(str(local_copy(path)), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     ids = faiss.vector_to_array(numbered.id_map)

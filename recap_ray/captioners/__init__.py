@@ -18,7 +18,8 @@ CAPTIONERS = {
 
 
 def make_captioner(settings: CaptionSettings) -> Captioner:
-    """The captioner that `settings` name, checked but not loaded; raises UserError for a setting that cannot work."""
+    """Return the captioner that `settings` name, checked but not loaded; raises UserError for a setting that cannot
+    work."""
     if settings.method not in CAPTIONERS:
         raise UserError(
             f"--method {settings.method} is no method of captioning: expected one of {', '.join(CAPTIONERS)}"

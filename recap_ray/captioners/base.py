@@ -27,7 +27,7 @@ class Captioner(ABC):
 
     @abstractmethod
     def __init__(self, settings: CaptionSettings):
-        """Checks all settings and artifacts without loading weights; raises UserError."""
+        """Check all settings and artifacts without loading weights; raises UserError."""
 
     @property
     @abstractmethod
@@ -41,9 +41,9 @@ class Captioner(ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Loads the weights; called once in each actor."""
+        """Load the weights; called once in each actor."""
 
     @abstractmethod
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
-        """The columns schema.CAPTIONER_COLUMNS for uint8 pixels (n, height, width, 3) and their keys; tells `clock` its
-        stages."""
+        """Return the columns schema.CAPTIONER_COLUMNS for uint8 pixels (n, height, width, 3) and their keys; tells
+        `clock` its stages."""

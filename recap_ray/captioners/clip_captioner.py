@@ -47,7 +47,7 @@ class ClipCaptioner(Captioner):
         return ImagePreparer.from_preprocess_cfg(self.clip_card.preprocess)
 
     def load(self) -> None:
-        """Loads CLIP."""
+        """Load CLIP."""
         self.clip = ClipEncoder(self.clip_card, self.compute)
 
     def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +56,8 @@ class ClipCaptioner(Captioner):
         return images, self.alignment(images)
 
     def score(self, images: np.ndarray, aligned: np.ndarray, candidates: list[list[str]]) -> dict[str, list[Any]]:
-        """The output columns of what was written: each image's best candidate by aligned cosine, and the scores."""
+        """Return the output columns of what was written: each image's best candidate by aligned cosine, and the
+        scores."""
         scores, best = self._rank(candidates, aligned)
         captions = [texts[i] for texts, i in zip(candidates, best)]
         plain = self.clip.encode_texts([CLIP_S_PREFIX + caption for caption in captions])

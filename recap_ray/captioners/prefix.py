@@ -47,7 +47,7 @@ class ClipCap(ClipCaptioner):
         return super().identity | {"decoder": self.decoder_identity}
 
     def load(self) -> None:
-        """Loads CLIP, the mapper and the language model."""
+        """Load CLIP, the mapper and the language model."""
         super().load()
         self.language_model = LanguageModel(self.folder, self.compute, "--decoder")
         # In float32 whatever --precision: it is run once an image, and everything that is written depends on it.
@@ -55,7 +55,7 @@ class ClipCap(ClipCaptioner):
         print(f"captions are written on {self.clip.device}", flush=True)
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
-        """The output columns for a batch of pictures; their lists of neighbours are empty."""
+        """Return the output columns for a batch of pictures; their lists of neighbours are empty."""
         with clock.stage("embed"):
             images, aligned = self.embed(pixels)
         with clock.stage("generate"):
@@ -67,14 +67,15 @@ class ClipCap(ClipCaptioner):
         return scored | dict.fromkeys(("neighbours", "neighbour_ids", "neighbour_scores"), nothing)
 
     def mapper_inputs(self, images: np.ndarray, aligned: np.ndarray) -> np.ndarray:
-        """What the mapper is given (n, d): embeddings of the lengths it was trained on, aligned if there is a map."""
+        """Return what the mapper is given (n, d): embeddings of the lengths it was trained on, aligned if there is a
+        map."""
         if self.settings.alignment is None:
             return scaled_to_unit_length(images) if self.card.normalise else images
         # A map gives unit vectors. To a decoder that was trained on embeddings as they are, length tells something too.
         return aligned if self.card.normalise else aligned * np.linalg.norm(images, axis=1, keepdims=True)
 
     def prefix_of(self, embeddings: np.ndarray) -> Prompts:
-        """What the language model continues, for embeddings (n, d)."""
+        """Return what the language model continues, for embeddings (n, d)."""
         device = self.language_model.device
         prefix = prefixes(self.mapper, torch.from_numpy(embeddings).to(device), self.language_model.model.dtype)
         return Prompts(prefix, torch.full((len(prefix),), prefix.shape[1], device=device))

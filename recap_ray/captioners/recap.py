@@ -49,14 +49,14 @@ class ReCap(ClipCaptioner):
         }
 
     def load(self) -> None:
-        """Loads CLIP, the language model and the index."""
+        """Load CLIP, the language model and the index."""
         super().load()
         self.language_model = LanguageModel(self.language_model_name, self.compute)
         self.index = self.open_index(self.index_card, self.clip.device)
         print(f"captions are written on {self.clip.device}, neighbours found by {self.index.searched_by}", flush=True)
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
-        """The output columns for a batch of pictures."""
+        """Return the output columns for a batch of pictures."""
         with clock.stage("embed"):
             images, aligned = self.embed(pixels)
         with clock.stage("retrieve"):

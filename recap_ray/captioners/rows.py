@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # what a captioner needs is loaded with it, by the actors alo
 
 
 def caption_rows(captioner: Captioner, batch: dict[str, Any], clock: StageClock) -> pa.Table:
-    """The output rows (schema.CAPTION_SCHEMA) of a batch: decoded pictures captioned, the others with their error.
+    """Return the output rows (schema.CAPTION_SCHEMA) of a batch: decoded pictures captioned, the others with their
+    error.
 
     `batch` has the columns `key`, `source` and those that an ImageLoader adds.
     """

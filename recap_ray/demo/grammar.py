@@ -53,12 +53,12 @@ class ParsedScene:
     background: str | None
 
     def swapped(self) -> ParsedScene:
-        """The same statement made from the other shape."""
+        """Return the same statement made from the other shape."""
         return ParsedScene(self.second, INVERSE[self.relation], self.first, self.background)
 
     def describes(self, scene: Scene) -> bool:
         """Whether everything said is true of the scene."""
-        return any(_all_true(told, scene) for told in (self, self.swapped()))
+        return any(_all_true(statement, scene) for statement in (self, self.swapped()))
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
@@ -90,7 +90,7 @@ def captions(scene: Scene, count: int, seed: int) -> list[str]:
 
 
 def parse(caption: str) -> ParsedScene | None:
-    """What the caption says, or None where it is no sentence of the grammar.
+    """Return what the caption says, or None where it is no sentence of the grammar.
 
     Letter case, spacing and the final full stop do not matter; everything else does.
     """
@@ -127,13 +127,13 @@ def _parsed_shape(match: re.Match[str], number: str) -> ParsedShape:
     return ParsedShape(match[f"colour_{number}"], _SIZE_OF_WORD.get(size), _KIND_OF_WORD[match[f"kind_{number}"]])
 
 
-def _all_true(told: ParsedScene, scene: Scene) -> bool:
-    shapes = ((told.first, scene.first), (told.second, scene.second))
+def _all_true(statement: ParsedScene, scene: Scene) -> bool:
+    shapes = ((statement.first, scene.first), (statement.second, scene.second))
     return (
         all((said.colour, said.kind) == (shape.colour, shape.kind) for said, shape in shapes)
         and all(said.size in (None, shape.size) for said, shape in shapes)
-        and told.relation == scene.relation
-        and told.background in (None, scene.background)
+        and statement.relation == scene.relation
+        and statement.background in (None, scene.background)
     )
 
 

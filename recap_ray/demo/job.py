@@ -27,7 +27,7 @@ class CommandFailed(Exception):
 
 
 def demo(settings: DemoSettings) -> int:
-    """Renders the world, runs the story and returns 0; an earlier demo in the same folder is replaced."""
+    """Render the world, runs the story and returns 0; an earlier demo in the same folder is replaced."""
     folder = output_folder(settings.output)
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARK).exists():
@@ -53,7 +53,7 @@ def demo(settings: DemoSettings) -> int:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Runs one command; raises CommandFailed unless it exits with 0."""
+    """Run one command; raises CommandFailed unless it exits with 0."""
     print(f"\n$ recap-ray {shlex.join(arguments)}", flush=True)
     if code := cli.run(list(arguments)):
         raise CommandFailed(code)

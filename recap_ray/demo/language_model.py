@@ -24,14 +24,14 @@ WORDINGS = 3  # captions of a scene
 # Neighbours as many as the demo retrieves, among about as many captions as its index holds; noise as wide as the map is
 # wrong. Nothing is known at first, so that the prompt's captions are worth learning from too.
 TRAINING = (
-    "--from-scratch", "--learn-prompt", "--neighbours", "6", "--datastore", "3000", "--noise-variance", "0.001",
-    "--epochs", "2", "--batch-size", "32", "--learning-rate", "2e-3", "--part-rows", "4096",
+    "--from-scratch", "--learn-prompt", "--neighbours", "6", "--datastore", "3000", "--noise-variance", "0.0035",
+    "--epochs", "1", "--batch-size", "32", "--learning-rate", "2e-3", "--part-rows", "4096",
 )  # fmt: skip
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def write_captions(path: Path, scenes: int, seed: int) -> None:
-    """Writes captions of training scenes as TSV; equal names of `image` tell of one scene."""
+    """Write captions of training scenes as TSV; captions of one scene have the same `image`."""
     rng = random.Random(f"embed captions {seed}")
     drawn = sample_scenes(scenes, seed + 1, evaluation=False)
     told = [f"scene-{i:05d}\t{describe(scene, rng)}" for i, scene in enumerate(drawn) for _ in range(WORDINGS)]
@@ -39,7 +39,7 @@ def write_captions(path: Path, scenes: int, seed: int) -> None:
 
 
 def write_blank(folder: Path, captions: Path) -> None:
-    """Writes a folder with the sizes and the tokenizer of the tiny GPT-2, about 0.7 million parameters, and no weights.
+    """Write a folder with the sizes and the tokenizer of the tiny GPT-2, about 0.7 million parameters, and no weights.
 
     No dropout, since no prompt comes twice.
     """
@@ -54,7 +54,7 @@ def write_blank(folder: Path, captions: Path) -> None:
 
 
 def config_of(tokenizer: PreTrainedTokenizerFast) -> GPT2Config:
-    """The sizes."""
+    """Return the sizes."""
     return GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=CONTEXT_LENGTH,

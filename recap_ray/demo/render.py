@@ -36,14 +36,14 @@ PALETTE = {
     "black": (22, 22, 22),
 }
 RADIUS = {"small": 0.135, "large": 0.205}  # of the picture's side
-BLOCK_SIZE, BLOCK_SPREAD = 0.75, 1.06  # to a drawn shape and its distance from the middle: blocks must not touch
+BLOCK_SIZE, BLOCK_SPREAD = 0.8, 1.13  # to a drawn shape and its distance from the middle: blocks must not touch
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
 Placed = tuple[list[Point], Colour]  # a shape's corners and its colour
 
 
 def render(scene: Scene, style: str, seed: int, size: int = 64) -> Image.Image:
-    """A `size` x `size` RGB picture of the scene; the same arguments give the same pixels.
+    """Return a `size` x `size` RGB picture of the scene; the same arguments give the same pixels.
 
     `seed` moves the shapes, turns them a little and varies their shade. A scene and its swapped equivalent
     give one picture.
@@ -59,7 +59,7 @@ def render(scene: Scene, style: str, seed: int, size: int = 64) -> Image.Image:
 
 
 def draw(background: Colour, shapes: Sequence[Placed], size: int) -> Image.Image:
-    """The shapes in flat colours."""
+    """Return the shapes in flat colours."""
     side = size * SUPERSAMPLING
     image = Image.new("RGB", (side, side), background)
     for corners, colour in shapes:
@@ -68,13 +68,13 @@ def draw(background: Colour, shapes: Sequence[Placed], size: int) -> Image.Image
 
 
 def photograph(background: Colour, shapes: Sequence[Placed], size: int, seed: int) -> Image.Image:
-    """The shapes as blocks; `seed` moves camera, lamp and folds too."""
+    """Return the shapes as blocks; `seed` moves camera, lamp and folds too."""
     blocks = [Block(np.array(corners), linear(colour)) for corners, colour in shapes]
     return Photograph(size, linear(background), blocks, seed).developed()
 
 
 def placed(scene: Scene, rng: random.Random, scale: float = 1, spread: float = 1) -> list[Placed]:
-    """The two shapes of a canonical scene, `scale` times as large and `spread` times as far from the middle."""
+    """Return the two shapes of a canonical scene, `scale` times as large and `spread` times as far from the middle."""
     return [
         place(shape, (0.5 + (x - 0.5) * spread, 0.5 + (y - 0.5) * spread), scale, rng)
         for shape, (x, y) in zip((scene.first, scene.second), centres(scene, rng), strict=True)
@@ -91,7 +91,7 @@ def centres(scene: Scene, rng: random.Random) -> tuple[Point, Point]:
 
 
 def place(shape: Shape, centre: Point, scale: float, rng: random.Random) -> Placed:
-    """The corners of a shape and its colour, both varied a little."""
+    """Return the corners of a shape and its colour, both varied a little."""
     radius = scale * RADIUS[shape.size] * rng.uniform(0.92, 1.08)
     turn = math.radians(rng.uniform(-8, 8))
     colour = shade(PALETTE[shape.colour], rng, 14)
@@ -99,7 +99,7 @@ def place(shape: Shape, centre: Point, scale: float, rng: random.Random) -> Plac
 
 
 def outline(kind: str, centre: Point, radius: float, turn: float) -> list[Point]:
-    """The corners of a shape around `centre`, `turn` radians clockwise; a circle has 40 of them."""
+    """Return the corners of a shape around `centre`, `turn` radians clockwise; a circle has 40 of them."""
     if kind == "circle":
         corners = [(0.92, 2 * math.pi * i / 40) for i in range(40)]
     elif kind == "square":
@@ -116,11 +116,11 @@ def outline(kind: str, centre: Point, radius: float, turn: float) -> list[Point]
 
 
 def shade(colour: Colour, rng: random.Random, amount: int) -> Colour:
-    """The colour, each channel moved by up to `amount`."""
+    """Return the colour, each channel moved by up to `amount`."""
     red, green, blue = (min(255, max(0, c + rng.randint(-amount, amount))) for c in colour)
     return red, green, blue
 
 
 def linear(colour: Colour) -> np.ndarray:
-    """The colour as shares of light (photograph.py)."""
+    """Return the colour as shares of light (photograph.py)."""
     return (np.array(colour, np.float32) / 255) ** 2

@@ -45,12 +45,12 @@ class Scene:
     background: str
 
     def swapped(self) -> Scene:
-        """The same picture told from the other shape, with the inverse relation."""
+        """Return the same picture told from the other shape, with the inverse relation."""
         return Scene(self.second, INVERSE[self.relation], self.first, self.background)
 
 
 def canonical(scene: Scene) -> Scene:
-    """The one of the two equivalent scenes that says "left of" or "above"."""
+    """Return the one of the two equivalent scenes that says "left of" or "above"."""
     return scene if scene.relation in CANONICAL_RELATIONS else scene.swapped()
 
 
@@ -68,14 +68,14 @@ def is_evaluation(scene: Scene) -> bool:
 
 
 def random_shape(rng: random.Random, colours: Sequence[str] = COLOURS, kinds: Sequence[str] = KINDS) -> Shape:
-    """A shape with each attribute drawn uniformly."""
+    """Return a shape with each attribute drawn uniformly."""
     return Shape(rng.choice(colours), rng.choice(SIZES), rng.choice(kinds))
 
 
 def random_scene(
     rng: random.Random, evaluation: bool, colours: Sequence[str] = COLOURS, kinds: Sequence[str] = KINDS
 ) -> Scene:
-    """A scene of the wanted side of the split, drawn uniformly."""
+    """Return a scene of the wanted side of the split, drawn uniformly."""
     while True:
         first, relation = random_shape(rng, colours, kinds), rng.choice(RELATIONS)
         scene = Scene(first, relation, random_shape(rng, colours, kinds), rng.choice(BACKGROUNDS))

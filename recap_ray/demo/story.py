@@ -24,7 +24,7 @@ from recap_ray.timing.progress import Progress
 
 REFERENCES = 5  # captions of each held-out scene to score against
 PART_ROWS = 100  # small parts, so that progress shows
-# An index of 3,000 captions then tells of each pair of coloured shapes about ten times, as an index of millions does
+# An index of 3,000 captions then describes each pair of coloured shapes about ten times, as an index of millions does
 # of common things; with all 8 colours and 5 kinds it would be four times.
 COLOURS = ("red", "yellow", "green", "blue", "purple", "pink")
 KINDS = ("circle", "square", "triangle", "star")
@@ -53,7 +53,7 @@ class World:
 
     @classmethod
     def at(cls, folder: Path, scenes: dict[str, Scene]) -> World:
-        """The world whose files are in a folder."""
+        """Return the world whose files are in a folder."""
         return cls(
             folder / "fit-pairs.tsv",
             folder / "index-captions.txt",
@@ -87,7 +87,7 @@ class World:
 
 
 def tell(folder: Path, world: World, run: Callable[[Sequence[str]], None]) -> None:
-    """Runs every job on the rendered world through `run`, given the arguments of each command, and prints the table.
+    """Run every job on the rendered world through `run`, given the arguments of each command, and prints the table.
 
     `run` raises if a command does not exit with 0.
     """
@@ -129,7 +129,7 @@ def tell(folder: Path, world: World, run: Callable[[Sequence[str]], None]) -> No
 
 
 def about(alignment: Path, scenes: int) -> str:
-    """What the CLIP learned from, what the pictures are and what the map does, in three lines."""
+    """Return what the CLIP learned from, what the pictures are and what the map does, in three lines."""
     fit = json.loads((alignment / "alignment.json").read_text())
     seconds = sum(s for stage, s in fit["seconds"].items() if stage != "gather")  # without embedding the pairs
     return (
@@ -140,7 +140,7 @@ def about(alignment: Path, scenes: int) -> str:
 
 
 def before_and_after(without: Path, with_map: Path) -> str:
-    """The first pictures' captions without the map and with it, as text."""
+    """Return the first pictures' captions without the map and with it, as text."""
     before, after = (
         {row["key"]: row["caption"] for row in read_rows(output, ["key", "caption"]).to_pylist()}
         for output in (without, with_map)
@@ -169,7 +169,7 @@ def table_row(output: Path, scores_file: Path, scenes: dict[str, Scene]) -> dict
 
 
 def round_rows(rounds: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The rows of the table of rounds, out of rounds.json."""
+    """Return the rows of the table of rounds, out of rounds.json."""
     return {
         f"round {found['round']}": {
             "kept": f"{found['kept']} of {found['captioned']}",
@@ -194,7 +194,7 @@ def render_table(rows: dict[str, dict[str, str]]) -> str:
 
 
 def draw_all(scenes: Sequence[Scene], folder: Path, seed: int, style: str = "photographed") -> list[str]:
-    """Renders scenes in a style on all cores, as PNG and JPEG in turn; gives the file names."""
+    """Render scenes in a style on all cores, as PNG and JPEG in turn; gives the file names."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"scene-{i:05d}.{'jpg' if i % 2 else 'png'}" for i in range(len(scenes))]
     seeds = range(seed, seed + len(scenes))
@@ -209,16 +209,16 @@ def draw_all(scenes: Sequence[Scene], folder: Path, seed: int, style: str = "pho
 
 
 def draw_one(folder: Path, style: str, name: str, scene: Scene, seed: int) -> None:
-    """Renders one scene as a file."""
+    """Render one scene as a file."""
     render(scene, style, seed, PICTURE_SIDE).save(folder / name, quality=95, compress_level=1)
 
 
 def write_pairs(path: Path, names: Sequence[str], scenes: Sequence[Scene], count: int, seed: int) -> None:
-    """Writes `count` captions of each scene beside the name of its picture, as TSV."""
+    """Write `count` captions of each scene beside the name of its picture, as TSV."""
     pairs = [f"{name}\t{text}" for name, scene in zip(names, scenes) for text in captions(scene, count, seed)]
     write_lines(path, ["image\tcaption", *pairs])
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
-    """Writes text lines, whole or not at all."""
+    """Write text lines, whole or not at all."""
     commit(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))

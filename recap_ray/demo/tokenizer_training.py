@@ -16,7 +16,7 @@ PAD = "<pad>"
 
 
 def train_clip_tokenizer(texts: Iterable[str], context_length: int) -> PreTrainedTokenizerFast:
-    """A lower-casing tokenizer that ends every text with `<end>`, its highest id, and pads with id 0.
+    """Return a lower-casing tokenizer that ends every text with `<end>`, its highest id, and pads with id 0.
 
     The highest id is what open_clip's default pooling looks for (`argmax`), as in the published CLIPs.
     """
@@ -31,7 +31,7 @@ def train_clip_tokenizer(texts: Iterable[str], context_length: int) -> PreTraine
 
 
 def train_language_tokenizer(texts: Iterable[str], context_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer in the manner of GPT-2: a word and the space before it are one token, nothing is added."""
+    """Return a tokenizer in the manner of GPT-2: a word and the space before it are one token, nothing is added."""
     tokenizer = _byte_pair_tokenizer(texts, add_prefix_space=False, lowercase=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([LANGUAGE_END])

@@ -19,7 +19,7 @@ from recap_ray.demo.language_model import FILES, SCENES, TRAINING, write_blank, 
 from recap_ray.demo.train_clip import PICTURES, train_clip
 from recap_ray.models.tiny import TINY_CLIP, TINY_LANGUAGE_MODEL
 
-CLIP_STEPS = 2000
+CLIP_STEPS = 4000
 SEED = 0
 
 
@@ -29,7 +29,7 @@ Run = Callable[[Sequence[str]], None]
 def train(
     output: Path, run: Run, clip_steps: int = CLIP_STEPS, pictures: int = PICTURES, language_scenes: int = SCENES
 ) -> None:
-    """Writes `output/tiny_clip` and `output/tiny_gpt2`; fewer steps and scenes make weaker models sooner.
+    """Write `output/tiny_clip` and `output/tiny_gpt2`; fewer steps and scenes make weaker models sooner.
 
     `run` runs a command, given its arguments, and raises if it does not exit with 0.
     """
@@ -39,7 +39,7 @@ def train(
 
 
 def train_language_model(output: Path, clip: Path, run: Run, scenes: int = SCENES) -> None:
-    """Writes the tiny GPT-2 by the command that a user would run, with the CLIP in folder `clip`."""
+    """Write the tiny GPT-2 by the command that a user would run, with the CLIP in folder `clip`."""
     with tempfile.TemporaryDirectory() as temporary:
         captions, blank, decoder = (Path(temporary) / name for name in ("captions.tsv", "blank", "decoder"))
         write_captions(captions, scenes, SEED)
@@ -52,7 +52,7 @@ def train_language_model(output: Path, clip: Path, run: Run, scenes: int = SCENE
 
 
 def run_alone(arguments: Sequence[str]) -> None:
-    """Runs a command in a process of its own."""
+    """Run a command in a process of its own."""
     subprocess.run([sys.executable, "-m", "recap_ray", *arguments], check=True)
 
 

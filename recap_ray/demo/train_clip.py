@@ -31,7 +31,7 @@ GROUP = 4  # a scene and three that differ from it in one attribute: the hard ne
 BATCH = 128
 PEAK_RATE = 1.5e-3
 JITTER = 0.15  # deviation of contrast and brightness from picture to picture
-PICTURES = 40_000
+PICTURES = 80_000
 PREFIX = "A photo depicts "  # CLIP-S puts it before a caption; trained on now and then, so that it does no harm
 MODEL = {
     "embed_dim": 128,
@@ -95,7 +95,7 @@ def learn(model: CLIP, tokenizer: Any, data: Pictures, steps: int, rng: random.R
 
 
 def draw_pictures(groups: int, seed: int) -> Pictures:
-    """Filled pictures of training scenes, `GROUP` to a group, drawn on all cores."""
+    """Return filled pictures of training scenes, `GROUP` to a group, drawn on all cores."""
     rng = random.Random(f"groups {seed}")
     scenes = []
     for scene in sample_scenes(groups, seed, evaluation=False):
@@ -117,7 +117,7 @@ def hard_negatives(scene: Scene, rng: random.Random) -> list[Scene]:
 
 
 def kinds(scene: Scene) -> tuple[str, str]:
-    """The kinds of both shapes."""
+    """Return the kinds of both shapes."""
     return scene.first.kind, scene.second.kind
 
 
@@ -131,7 +131,7 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 
 def disturb(images: torch.Tensor) -> torch.Tensor:
-    """The pictures with each one's contrast and each channel's brightness moved."""
+    """Return the pictures with each one's contrast and each channel's brightness moved."""
     contrast = 1 + JITTER * torch.randn(len(images), 1, 1, 1)
     return images * contrast + JITTER * torch.randn(len(images), 3, 1, 1)
 
@@ -211,6 +211,6 @@ def save(output: Path, model: CLIP, config: dict[str, Any], tokenizer: Any) -> N
 
 
 def load_clip(folder: Path) -> tuple[CLIP, Any]:
-    """The trained model and its Hugging Face tokenizer, by open_clip's public loaders."""
+    """Return the trained model and its Hugging Face tokenizer, by open_clip's public loaders."""
     name = f"local-dir:{folder}"
     return open_clip.create_model(name).eval(), open_clip.get_tokenizer(name).tokenizer

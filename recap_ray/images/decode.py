@@ -1,7 +1,7 @@
-"""Bytes of one picture -> its pixels as the file stores them, or an error with a code.
+"""Bytes of one image -> its pixels as the file stores them, or an error with a code.
 
 Knows nothing of files, Ray or models. Ordinary JPEGs are decoded by torchvision, everything else by Pillow.
-torchvision is loaded with the first picture, so that processes which only read, write or sum start without it.
+torchvision is loaded with the first image, so that processes which only read, write or sum start without it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from recap_ray.errors import ImageError
 
-# Pillow also opens formats that start other programs (EPS), decode before their size is known (ICO) or are no pictures;
-# strangers' bytes get only these.
+# Pillow also opens formats that start other programs (EPS), decode before their size is known (ICO) or are not images;
+# untrusted bytes are opened only as these.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
-# `_opened` refuses by its own limit, before a pixel is decoded; Pillow's would overrule a higher one.
+# `_open` applies its own limit before decoding; Pillow's would override a higher one.
 Image.MAX_IMAGE_PIXELS = None
 
-# EXIF orientation -> what makes the stored pixels upright: whether to swap rows and columns first, then the steps in
-# which to read rows and columns.
+# EXIF orientation -> the transform that makes the stored pixels upright: whether to swap rows and columns first, then
+# the steps in which to read rows and columns.
 TURNS = {
     2: (False, 1, -1),
     3: (False, -1, -1),
@@ -41,83 +41,85 @@ TURNS = {
 }
 AS_STORED = (False, 1, 1)
 
-# Names of files that are taken for images. Anything else in a folder (.txt, .json, .DS_Store) is none and gets no row.
+# Suffixes of image files. Other files in a folder (.txt, .json, .DS_Store) get no row.
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .gif .bmp .tif .tiff .ppm .avif .jp2".split())
 
-STRIP = 256  # rows handed over from Pillow at a time
+STRIP = 256  # rows copied from Pillow at a time
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is refused before it is decoded: it protects the memory of a worker from one hostile file."""
+    """Limits checked before decoding: they protect a worker's memory from one hostile file."""
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 100_000_000
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Pixels as the file stores them, to be turned upright by `turn` after resizing, when there are fewer of them."""
+class DecodedImage:
+    """Pixels as the file stores them; `turn` makes them upright after resizing, when there are fewer of them."""
 
     pixels: np.ndarray  # (rows, columns, 3) uint8
-    height: int  # of the upright picture at full size, whatever `pixels` is
+    height: int  # of the upright image at full size, independent of `pixels`
     width: int
     turn: tuple[bool, int, int] = AS_STORED
-    shrink: int = 1  # one of `pixels` stands for this many pixels of the full size, a side
+    shrink: int = 1  # full-size pixels a side for each one of `pixels`
 
 
-def decode_pixels(data: bytes, limits: ImageLimits = ImageLimits(), enough: int | None = None) -> Picture:
-    """The picture in `data` for ImagePreparer; as `decode`, faster, with the same errors.
+def decode_pixels(data: bytes, limits: ImageLimits = ImageLimits(), min_side: int | None = None) -> DecodedImage:
+    """Decode `data` for ImagePreparer; faster than `decode`, with the same errors.
 
-    A JPEG whose sides are at least two times `enough` pixels comes at 1/2, 1/4 or 1/8, its sides never below `enough`.
+    A JPEG whose sides are at least 2 x `min_side` pixels is decoded at 1/2, 1/4 or 1/8, its sides never below
+    `min_side`.
     """
-    image = _opened(data, limits)
+    image = _open(data, limits)
     width, height = image.size
     pixels, shrink = None, 1
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        if enough:
-            image.draft(None, (enough, enough))  # sets the scale of libjpeg's inverse cosine transform
+        if min_side:
+            image.draft(None, (min_side, min_side))  # sets the scale of libjpeg's inverse cosine transform
             shrink = round(width / image.width)
         if shrink == 1:
             pixels = _jpeg_pixels(data)
-    return _picture(image, (width, height), shrink, pixels)
+    return _decoded_image(image, (width, height), shrink, pixels)
 
 
-def picture_of(image: Image.Image, limits: ImageLimits = ImageLimits()) -> Picture:
-    """A picture that Pillow has opened or made, for ImagePreparer; of an animation the frame it is at.
+def decode_pillow(image: Image.Image, limits: ImageLimits = ImageLimits()) -> DecodedImage:
+    """Convert an image that Pillow has opened or created, for ImagePreparer; of an animation the current frame.
 
     Raises ImageError with the code too_many_pixels or truncated.
     """
     _check_pixels(image, limits)
-    return _picture(image, image.size)
+    return _decoded_image(image, image.size)
 
 
-def _picture(image: Image.Image, size: tuple[int, int], shrink: int = 1, pixels: np.ndarray | None = None) -> Picture:
-    """The picture of full `size` (width, height), decoded by Pillow where there are no `pixels` yet."""
+def _decoded_image(
+    image: Image.Image, size: tuple[int, int], shrink: int = 1, pixels: np.ndarray | None = None
+) -> DecodedImage:
+    """Return the image of full `size` (width, height), decoded by Pillow if `pixels` is None."""
     if pixels is None:
-        with _breakage_is_truncation():
+        with _errors_as_truncated():
             image.load()
             pixels = _as_array(_to_rgb(image))
     turn = TURNS.get(_orientation(image), AS_STORED)
-    return Picture(pixels, *(size if turn[0] else size[::-1]), turn, shrink)
+    return DecodedImage(pixels, *(size if turn[0] else size[::-1]), turn, shrink)
 
 
 def decode(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Image:
-    """The picture in `data` by Pillow alone, upright (EXIF orientation applied), in mode RGB; of an animation the
-    first frame.
+    """Decode `data` by Pillow alone, upright (EXIF orientation applied), in mode RGB; of an animation the first frame.
 
-    Transparent pixels are laid on white; grey, palette, CMYK and 16-bit pictures are converted.
+    Transparent pixels are composited on white; grey, palette, CMYK and 16-bit images are converted.
 
     Raises ImageError with the code empty, too_many_bytes, too_many_pixels, not_an_image or truncated.
     """
-    image = _opened(data, limits)
-    with _breakage_is_truncation():
+    image = _open(data, limits)
+    with _errors_as_truncated():
         image.load()
         return _to_rgb(_upright(image))
 
 
-def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
-    """The picture with its header read and nothing decoded."""
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """Open the image: its header is read, nothing is decoded."""
     if not data:
         raise ImageError("empty", "the file holds 0 bytes")
     if len(data) > limits.max_bytes:
@@ -126,7 +128,7 @@ def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ImageError("not_an_image", f"{len(data)} bytes of no known image format") from None
-    except Exception as error:  # a header can break a codec in any way; none of them may stop a run
+    except Exception as error:  # a bad header can make a codec raise anything; none of it may stop a run
         raise ImageError("truncated", f"its header cannot be read ({error})") from None
     _check_pixels(image, limits)
     return image
@@ -139,7 +141,7 @@ def _check_pixels(image: Image.Image, limits: ImageLimits) -> None:
 
 
 @contextmanager
-def _breakage_is_truncation() -> Iterator[None]:
+def _errors_as_truncated() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # codecs raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -148,22 +150,22 @@ def _breakage_is_truncation() -> Iterator[None]:
 
 @cache
 def _jpeg_decoder() -> Callable[..., Any]:
-    """torchvision's JPEG decoder, its library alone: importing all of torchvision takes every worker process 3.6 s and
-    150 MiB more, on top of torch's 2.5 s."""
+    """Load torchvision's JPEG decoder, its library alone: importing all of torchvision takes every worker process 3.6 s
+    and 150 MiB more, on top of torch's 2.5 s."""
     import torch
 
-    found = find_spec("torchvision")
-    library = Path(found.origin or "").with_name("image.so") if found else Path()
+    spec = find_spec("torchvision")
+    library = Path(spec.origin or "").with_name("image.so") if spec else Path()
     if library.is_file():
         torch.ops.load_library(library)
-    else:  # built in another way
+    else:  # other builds of torchvision
         import_module("torchvision.io")
     return torch.ops.image.decode_jpeg
 
 
 def _jpeg_pixels(data: bytes) -> np.ndarray | None:
-    """(rows, columns, 3), or None where the file is not whole or of a kind that torchvision does not know: there
-    Pillow decides. It uses the same libjpeg, is the less strict of the two, and gives the same pixels."""
+    """Return (rows, columns, 3), or None if the file is incomplete or of a kind unknown to torchvision: Pillow then
+    decides. It uses the same libjpeg, is the less strict of the two, and returns the same pixels."""
     decoder = _jpeg_decoder()
     import torch
 
@@ -177,13 +179,13 @@ def _jpeg_pixels(data: bytes) -> np.ndarray | None:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF beside a sound picture: the picture counts
+    except Exception:  # damaged EXIF, but the image may be intact
         return 1
 
 
 def _as_array(image: Image.Image) -> np.ndarray:
-    """(rows, columns, 3). In strips, because Pillow gives its pixels out through two more copies of them: a third of
-    the memory that a PNG of 100 MP takes at its peak."""
+    """Return (rows, columns, 3), copied in strips: Pillow makes two more copies of the pixels, a third of the peak
+    memory of a PNG of 100 MP."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, STRIP):
         pixels[top : top + STRIP] = np.asarray(image.crop((0, top, image.width, min(top + STRIP, image.height))))
@@ -193,13 +195,13 @@ def _as_array(image: Image.Image) -> np.ndarray:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF beside a sound picture: the picture counts
+    except Exception:  # damaged EXIF, but the image may be intact
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips 16-bit values at 255, which turns nearly all of the picture white.
+        # Pillow's own conversion clips 16-bit values at 255, which turns nearly all of the image white.
         image = Image.fromarray(_to_8_bit(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -208,7 +210,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Grey values of any depth as uint8: 16-bit scales by 1/257; floats are stretched over their own range."""
+    """Convert grey values of any depth to uint8: 16-bit scales by 1/257; floats are stretched over their own range."""
     if np.issubdtype(values.dtype, np.floating):
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
         return (np.nan_to_num(values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A child process for calls that may kill or never leave the process they are made in: codecs on strangers' bytes."""
+"""A child process for calls that may crash or hang: codecs on untrusted bytes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from recap_ray.errors import ImageError
 
 
 class IsolatedCalls:
-    """Calls one function in a child process, which is started anew after each death."""
+    """A function called in a child process, which is restarted when it has died."""
 
     def __init__(self, function: Callable[..., Any], timeout_s: float, modules: Sequence[str] = ()):
-        """`modules` are loaded before the first call, whose time is then its own."""
+        """Load `modules` before the first call, so that they do not count in its time."""
         self.function, self.timeout_s, self.modules = function, timeout_s, modules
         self.context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
         self.child: Any = None
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the function returns, or the ImageError that it raises; raises ImageError (decoder_crashed,
-        decoder_hung) if the child dies, or is not done in time."""
-        if self.child is None or not self.child.is_alive():  # between two calls the system may have ended it
+        """Return what the function returns, or raise what it raises; raises ImageError (decoder_crashed, decoder_hung)
+        if the child dies or exceeds the time limit."""
+        if self.child is None or not self.child.is_alive():  # the system may have killed it between two calls
             self._start()
         try:
             self.pipe.send(arguments)
@@ -32,7 +32,7 @@ class IsolatedCalls:
                 self.close()
                 raise ImageError("decoder_hung", f"decoding took longer than {self.timeout_s:g} s")
             result = self.pipe.recv()
-        except (EOFError, OSError):  # it is gone, or went in the middle of its answer
+        except (EOFError, OSError):  # it died before or while it answered
             self.child.join()
             code, self.child = self.child.exitcode, None
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -42,7 +42,7 @@ class IsolatedCalls:
         return result
 
     def close(self) -> None:
-        """Ends the child."""
+        """Kill the child process."""
         if self.child is not None:
             self.child.kill()
             self.child.join()
@@ -53,7 +53,7 @@ class IsolatedCalls:
         self.child = self.context.Process(target=_serve, args=(self.function, self.modules, other), daemon=True)
         self.child.start()
         other.close()
-        self.pipe.recv()  # it is ready
+        self.pipe.recv()  # wait until it is ready
 
 
 def _serve(function: Callable[..., Any], modules: Sequence[str], pipe: Connection) -> None:

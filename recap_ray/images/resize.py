@@ -1,4 +1,4 @@
-"""A decoded picture -> uint8 pixels, upright and at the model's size, as open_clip's transform makes them.
+"""A decoded image -> uint8 pixels, upright and at the model's size, as open_clip's transform makes them.
 
 Resized by torch in uint8: with the decoding of decode.py more than twice as fast as open_clip's transform, and within a
 rounding of its pixels (benchmarks/preprocess.py). Normalising by mean and deviation happens on the device
@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 from recap_ray.errors import UserError
-from recap_ray.images.decode import Picture
+from recap_ray.images.decode import DecodedImage
 
-# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still this many times the model's. Photographs of
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is still this many times the model's. Photographs of
 # 500 x 375 at 1/2 and 1/4, exactly at the margin, differ from open_clip's pixels by at most 0.74 of 255 (mean of a
-# photograph; over all of them 0.3); with a margin of 3 it would be 1.3, with 2 it would be 2.8.
+# photograph; 0.3 over all of them); with a margin of 3 it would be 1.3, with 2 it would be 2.8.
 MARGIN = 4
-# torch widens the rows before it makes them fewer: a column of 100,000,000 pixels would take 67 GB on its way to
-# 224 x 224. A picture this many times taller than wide is resized lying on its side.
+# torch resizes rows to the new width before it reduces their number: a column of 100,000,000 pixels would take 67 GB
+# on its way to 224 x 224. An image this many times taller than wide is transposed for resizing.
 TALL = 100
 
 
 @dataclass(frozen=True)
 class ImagePreparer:
-    """Resizes and crops pictures the way a CLIP model was trained to see them (open_clip's `preprocess_cfg`)."""
+    """Resize and crop of images as in the training of a CLIP model (open_clip's `preprocess_cfg`)."""
 
     size: tuple[int, int]  # (height, width) in pixels
     resize_mode: str = "shortest"
@@ -36,7 +36,7 @@ class ImagePreparer:
 
     @classmethod
     def from_preprocess_cfg(cls, cfg: Mapping[str, Any]) -> ImagePreparer:
-        """The preparer for open_clip's `preprocess_cfg`; raises UserError on a mode that is not known here."""
+        """Return the preparer for open_clip's `preprocess_cfg`; raises UserError for an unknown mode."""
         size = cfg["size"]
         height, width = (size, size) if isinstance(size, int) else size
         mode, interpolation = cfg.get("resize_mode", "shortest"), cfg.get("interpolation", "bicubic")
@@ -46,26 +46,26 @@ class ImagePreparer:
                 "known are shortest, longest and squash with bicubic and bilinear: choose another --clip"
             )
         if mode == "shortest" and height != width:
-            interpolation = "bicubic"  # as open_clip: its ResizeKeepRatio is not told of any other
+            interpolation = "bicubic"  # as open_clip, which passes no other to its ResizeKeepRatio
         fill = cfg.get("fill_color", 0)
         return cls((height, width), mode, interpolation, fill if isinstance(fill, int) else fill[0])
 
     @property
-    def enough(self) -> int:
-        """The short side in pixels that a JPEG may be decoded at without its embedding changing; see `MARGIN`."""
+    def min_side(self) -> int:
+        """Return the short side in pixels at which a JPEG may be decoded with the same embedding; see `MARGIN`."""
         return MARGIN * max(self.size)
 
-    def __call__(self, picture: Picture) -> np.ndarray:
-        """The picture as uint8 (height, width, 3), as open_clip's transform before ToTensor: photographs differ from it
-        by at most 0.007 of 255 on average, and those decoded at a fraction of their size as told at `MARGIN`."""
-        seen = (picture.height, picture.width)
+    def __call__(self, image: DecodedImage) -> np.ndarray:
+        """Return uint8 (height, width, 3), as open_clip's transform before ToTensor: photographs differ from it by at
+        most 0.007 of 255 on average, those decoded at a fraction of their size as described at `MARGIN`."""
+        visible = (image.height, image.width)
         if self.resize_mode == "shortest":
-            seen = _without_far_ends(*seen)
-        resized = self._resize(picture, seen, self._resized_size(*seen))
-        return self._centre(_turned(resized, picture.turn))
+            visible = _limit_aspect_ratio(*visible)
+        resized = self._resize(image, visible, self._resized_size(*visible))
+        return self._centre_crop(_make_upright(resized, image.turn))
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width before the crop."""
+        """Return height and width before the crop."""
         if self.resize_mode == "squash":
             return self.size
         if self.resize_mode == "shortest" and self.size[0] == self.size[1]:
@@ -75,27 +75,27 @@ class ImagePreparer:
         ratio = furthest(height / self.size[0], width / self.size[1])
         return max(1, round(height / ratio)), max(1, round(width / ratio))
 
-    def _resize(self, picture: Picture, seen: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-        """The middle `seen` pixels of the full picture at `size`, both upright (height, width); the result as stored.
+    def _resize(self, image: DecodedImage, visible: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        """Resize the middle `visible` pixels of the full image to `size`, both upright (height, width); the result as
+        stored.
 
-        All of it is resized, not only what the crop will need: cutting that out first can shift the result by half a
-        pixel, and saves only 0.03 of 1.6 ms, because torch then copies what was cut out.
+        All of it is resized, not only the later crop: cropping first can shift the result by half a pixel, and saves
+        only 0.03 of 1.6 ms, because torch then copies the crop.
         """
-        full = (picture.height, picture.width)
-        if picture.turn[0]:
-            full, seen, size = full[::-1], seen[::-1], size[::-1]
+        full = (image.height, image.width)
+        if image.turn[0]:
+            full, visible, size = full[::-1], visible[::-1], size[::-1]
         rows, columns = (
-            slice((n - part) // 2 // picture.shrink, -(-((n - part) // 2 + part) // picture.shrink))
-            for n, part in zip(full, seen)
+            slice((n - m) // 2 // image.shrink, -(-((n - m) // 2 + m) // image.shrink)) for n, m in zip(full, visible)
         )
-        pixels = picture.pixels[rows, columns]
-        scales = [wanted * picture.shrink / had for wanted, had in zip(size, seen)]
+        pixels = image.pixels[rows, columns]
+        scales = [new * image.shrink / old for new, old in zip(size, visible)]
         if len(pixels) > TALL * pixels.shape[1]:
-            return _resampled(pixels.swapaxes(0, 1), size[::-1], scales[::-1], self.interpolation).swapaxes(0, 1)
-        return _resampled(pixels, size, scales, self.interpolation)
+            return _resample(pixels.swapaxes(0, 1), size[::-1], scales[::-1], self.interpolation).swapaxes(0, 1)
+        return _resample(pixels, size, scales, self.interpolation)
 
-    def _centre(self, pixels: np.ndarray) -> np.ndarray:
-        """The middle `size` of `pixels`, cut where they are larger and filled where they are smaller."""
+    def _centre_crop(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the middle `size` of `pixels`, cropped where they are larger and padded where they are smaller."""
         height, width = self.size
         out = np.full((height, width, 3), self.fill_colour, np.uint8)
         (top, left), (to_top, to_left) = zip(*(_offsets(n, m) for n, m in zip(pixels.shape, self.size, strict=False)))
@@ -104,35 +104,36 @@ class ImagePreparer:
         return out
 
 
-def _resampled(pixels: np.ndarray, size: tuple[int, int], scales: list[float], interpolation: str) -> np.ndarray:
-    """`pixels` (rows, columns, 3) at `size`, antialiased; a scale is wanted pixels by pixels had, of rows and columns.
+def _resample(pixels: np.ndarray, size: tuple[int, int], scales: list[float], interpolation: str) -> np.ndarray:
+    """Resize `pixels` (rows, columns, 3) to `size`, antialiased; scales are new / old size, of rows and columns.
 
-    On x86 this runs in the calling thread alone; elsewhere Ray's OMP_NUM_THREADS holds a task to its CPUs.
+    On x86 this runs in the calling thread alone; elsewhere Ray's OMP_NUM_THREADS limits a task to its CPUs.
     """
     if pixels.shape[:2] == size and scales == [1, 1]:
         return pixels  # resampling would return the same pixels, and loading torch takes seconds
     import torch
 
-    # The batch axis goes in front before the channels do: the other way torch takes the layout for another one and
-    # copies. The scales are given because a side may not be a multiple of `Picture.shrink`.
+    # The batch axis goes in front before the channels do: the other way torch assumes another memory layout and
+    # copies. Scales are passed because a side may not be a multiple of `DecodedImage.shrink`.
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     resample = getattr(torch.ops.aten, f"_upsample_{interpolation}2d_aa")
     return resample(batch, list(size), False, *scales)[0].permute(1, 2, 0).numpy()
 
 
-def _turned(pixels: np.ndarray, turn: tuple[bool, int, int]) -> np.ndarray:
+def _make_upright(pixels: np.ndarray, turn: tuple[bool, int, int]) -> np.ndarray:
     swap, row_step, column_step = turn
     return (pixels.swapaxes(0, 1) if swap else pixels)[::row_step, ::column_step]
 
 
-def _without_far_ends(height: int, width: int) -> tuple[int, int]:
-    """The middle of a picture more than four times as long as wide: a crop by the short side sees no more of it.
+def _limit_aspect_ratio(height: int, width: int) -> tuple[int, int]:
+    """Return the size of the middle of an image over four times as long as wide: a crop by the short side needs no
+    more.
 
-    Without this a strip of 1 x 1,000,000 pixels would be blown up to 224 x 224,000,000 before the crop.
+    Otherwise a strip of 1 x 1,000,000 pixels would be enlarged to 224 x 224,000,000 before the crop.
     """
     return min(height, 4 * width), min(width, 4 * height)
 
 
 def _offsets(have: int, want: int) -> tuple[int, int]:
-    """(where to start reading, where to start writing) to centre `have` pixels in `want`."""
+    """Return the offsets for reading and for writing that centre `have` pixels in `want`."""
     return (round((have - want) / 2), 0) if have >= want else (0, (want - have) // 2)

@@ -1,5 +1,5 @@
-"""--images -> which files hold the images, by one listing of what it names: nothing is opened but a footer, to see
-whether Parquet files hold images or list them."""
+"""--images -> the files that hold the images, by one listing: only one Parquet footer is opened, to determine whether
+the files hold images or paths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recap_ray.inputs.parquets import images_column, paths_column
 from recap_ray.inputs.rows import ManifestRow
 from recap_ray.storage.paths import is_remote, stamp_of, stamp_of_local, storage_path
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # a packed one gets a row that says so
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # a compressed one gets a row with an error
 EXPECTED = (
     "a folder or a pattern ('photos/**/*.jpg', '{00000..00099}.tar') of images, of webdataset tars or of Parquet "
     f"files, or a table of image paths ({', '.join(TABLE_SUFFIXES)})"
@@ -41,14 +41,14 @@ class Container:
 
 @dataclass(frozen=True)
 class Input:
-    """What was found: containers, or else the rows of single files by rising key, listed anew at every call."""
+    """The input of a run: containers, or else the rows of single files sorted by key, listed anew at every call."""
 
     containers: tuple[Container, ...] = ()
     list_files: Callable[[], Iterator[ManifestRow]] | None = None
 
 
 def find_input(images: str) -> Input:
-    """What --images names; raises UserError if nothing is there."""
+    """Return the input that --images names; raises UserError if it does not exist or holds no image."""
     texts = list(expand_braces(images))
     first = storage_path(texts[0], "--images")
     if len(texts) == 1 and not glob.has_magic(texts[0]):
@@ -72,23 +72,23 @@ def find_input(images: str) -> Input:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """The texts that a pattern with braces stands for, as in a shell: a{1,2} is a1 and a2, {08..10} is 08, 09, 10."""
-    found = re.search(r"\{([^{}]*,[^{}]*|(\d+)\.\.(\d+))\}", pattern)
-    if not found:
+    """Yield the expansions of a pattern with braces, as in a shell: a{1,2} is a1 and a2, {08..10} is 08, 09, 10."""
+    match = re.search(r"\{([^{}]*,[^{}]*|(\d+)\.\.(\d+))\}", pattern)
+    if not match:
         yield pattern
         return
-    before, after = pattern[: found.start()], pattern[found.end() :]
-    if found[2] is not None:
-        width = len(found[2]) if found[2].startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(int(found[2]), int(found[3]) + 1)]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    if match[2] is not None:
+        width = len(match[2]) if match[2].startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(int(match[2]), int(match[3]) + 1)]
     else:
-        choices = found[1].split(",")
+        choices = match[1].split(",")
     for choice in choices:
         yield from expand_braces(before + choice + after)
 
 
 def _find_in_folder(images: str, folder: Path) -> Input:
-    """Tars, or else Parquet files with images, or else images to any depth, or else Parquet files with paths."""
+    """Return tars, or else Parquet files with images, or else images to any depth, or else Parquet files with paths."""
     files = sorted(_files_in(folder), key=lambda file: str(file.path))
     if tars := tuple(file for file in files if file.path.name.endswith(TAR_SUFFIXES)):
         return Input(tars)
@@ -108,51 +108,51 @@ def _no_image(images: str) -> UserError:
 
 
 def _files_in(folder: Path) -> list[Container]:
-    """The files directly in a folder, by one listing."""
+    """Return the files directly in a folder, by one listing."""
     if is_remote(folder):
         try:
-            found = cast(Any, folder).fs.ls(cast(Any, folder).path, detail=True)
+            infos = cast(Any, folder).fs.ls(cast(Any, folder).path, detail=True)
         except FileNotFoundError:
             return []
-        return [_listed(folder / about["name"].rsplit("/", 1)[-1], about) for about in found if about["type"] == "file"]
+        return [_listed(folder / info["name"].rsplit("/", 1)[-1], info) for info in infos if info["type"] == "file"]
     with os.scandir(folder) as entries:
         return [_local(folder / entry.name) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
 
 
 def _matches(texts: Sequence[str]) -> list[Container]:
-    """The files under patterns, sorted; a text without wildcards is a file that must be there. Of a store's folder one
-    listing tells of all files that are named in it."""
-    found: dict[str, Container] = {}
+    """Return the files that match patterns, sorted; a text without wildcards is a file that must exist. A folder of a
+    store is listed once for all files named in it."""
+    matches: dict[str, Container] = {}
     folders: dict[str, dict[str, Container]] = {}
     for text in texts:
         path = storage_path(text, "--images")
         if glob.has_magic(text):
-            found |= {str(file.path): file for file in _globbed(path)}
+            matches |= {str(file.path): file for file in _globbed(path)}
             continue
         folder = str(path.parent)
         if folder not in folders:
             folders[folder] = {str(file.path): file for file in _files_in(path.parent)} if is_remote(path) else {}
         file = folders[folder].get(str(path)) if is_remote(path) else _local(path)
         if file is None:
-            raise UserError(f"--images {text} is not there: expected a file for each name that the braces stand for")
-        found[str(path)] = file
-    return [found[name] for name in sorted(found)]
+            raise UserError(f"--images {text} does not exist: expected a file for each name that the braces stand for")
+        matches[str(path)] = file
+    return [matches[name] for name in sorted(matches)]
 
 
 def _globbed(pattern: Path) -> list[Container]:
     if not is_remote(pattern):
         return [_local(Path(path)) for path in glob.iglob(str(pattern), recursive=True) if os.path.isfile(path)]
     store, protocol = cast(Any, pattern).fs, str(pattern).split("://")[0]
-    found = store.glob(cast(Any, pattern).path, detail=True)
+    matches = store.glob(cast(Any, pattern).path, detail=True)
     return [
-        _listed(storage_path(f"{protocol}://{name}", "--images"), about)
-        for name, about in found.items()
-        if about["type"] == "file"
+        _listed(storage_path(f"{protocol}://{name}", "--images"), info)
+        for name, info in matches.items()
+        if info["type"] == "file"
     ]
 
 
-def _listed(path: Path, about: dict[str, Any]) -> Container:
-    return Container(path, about["size"], stamp_of(about))
+def _listed(path: Path, info: dict[str, Any]) -> Container:
+    return Container(path, info["size"], stamp_of(info))
 
 
 def _local(path: Path) -> Container:
@@ -160,15 +160,15 @@ def _local(path: Path) -> Container:
         status = path.stat()
     except OSError as error:
         raise UserError(
-            f"--images {path} cannot be looked at ({error.strerror}): put it there, or leave it out of the pattern"
+            f"--images {path} cannot be accessed ({error.strerror}): put it there, or leave it out of the pattern"
         ) from None
     return Container(path, status.st_size, stamp_of_local(status))
 
 
 def _first_schema(tables: Sequence[Container]) -> pa.Schema | None:
-    """That of the first Parquet file that can be read: one that cannot becomes a row that says so.
+    """Return the schema of the first readable Parquet file: unreadable ones get a row with an error later.
 
-    Raises UserError if there are some and none can be read.
+    Raises UserError if there are files and none is readable.
     """
     for table in tables:
         try:
@@ -180,7 +180,7 @@ def _first_schema(tables: Sequence[Container]) -> pa.Schema | None:
 
 
 def _holds_images(table: str) -> bool:
-    """Whether a file is Parquet with images in it."""
+    """Return whether a file is Parquet with a column of images."""
     return table.endswith(".parquet") and images_column(_schema_of(table)) is not None
 
 
@@ -195,13 +195,13 @@ def _schema_of(table: str) -> pa.Schema:
 
 
 def _common_folder(folders: Sequence[str]) -> str:
-    """The longest folder that all of them are in; os.path.commonpath would make s3:/ of s3://."""
+    """Return the longest common parent folder; os.path.commonpath would turn s3:// into s3:/."""
     columns = zip(*(folder.split("/") for folder in folders))
     return "/".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, columns)) or "/"
 
 
 def _folder_before_wildcards(pattern: str) -> str:
-    """The longest leading folder without a wildcard: keys are relative to it."""
+    """Return the longest leading folder without a wildcard: keys are relative to it."""
     parts = str(storage_path(pattern, "--images")).split("/")
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return "/".join(parts[:fixed]) or "/"

@@ -1,4 +1,4 @@
-"""A table that lists image files -> their rows, by key."""
+"""A table of image paths -> rows of a manifest, sorted by key."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from recap_ray.errors import UserError
 from recap_ray.inputs.rows import ManifestRow
 from recap_ray.storage.cache import local_copy
 from recap_ray.storage.paths import storage_path
-from recap_ray.tables.formats import COLUMN_READERS, IMAGE_COLUMNS, damage_told_in_one_line, suffix_of
+from recap_ray.tables.formats import COLUMN_READERS, IMAGE_COLUMNS, damage_as_user_error, suffix_of
 from recap_ray.tables.locate import locate_files
 
 TABLE_SUFFIXES = (".tsv", ".csv", ".jsonl", ".parquet")
 
 
 def list_table(path: str) -> Iterator[ManifestRow]:
-    """The images that a table lists, of whatever suffix, by rising key: keys as its image column has them, files
-    relative to the table's own folder.
+    """Yield the images that a table lists, of any suffix, sorted by key: keys are the values of its image column, files
+    are relative to the table's own folder.
 
-    A column `source`, as in what `caption` writes, tells the file where it is not what the key says. An image may be
-    in several rows, as in a table of pairs. Raises UserError for a table without paths, or one key of several files.
+    A column `source`, as in the output of `caption`, gives the file where it differs from the key. An image may occur
+    in several rows, as in a table of pairs. Raises UserError for a table without paths, or a key with several files.
     """
     table = str(local_copy(storage_path(path, "--images")))
-    with damage_told_in_one_line(table, "--images"):
+    with damage_as_user_error(table, "--images"):
         batches = list(COLUMN_READERS[suffix_of(table)](table, (*IMAGE_COLUMNS, "source")))
     columns = batches[0].column_names if batches else []
     name = next((name for name in IMAGE_COLUMNS if name in columns), None)
@@ -37,16 +37,16 @@ def list_table(path: str) -> Iterator[ManifestRow]:
             f"--images {path} lists no paths of images: expected a column of them, named one of "
             f"{', '.join(IMAGE_COLUMNS)}"
         )
-    file = "source" if "source" in columns else name
+    source_column = "source" if "source" in columns else name
     rows = {
         (key, source)
         for b in batches
-        for key, source in zip(b[name].to_pylist(), b[file].to_pylist())
+        for key, source in zip(b[name].to_pylist(), b[source_column].to_pylist())
         if key and source
     }
     if not rows:
-        raise UserError(f"--images {path} holds no row with the path of an image: fill its column {file}")
+        raise UserError(f"--images {path} holds no row with the path of an image: fill its column {source_column}")
     keys, names = zip(*sorted(rows))
-    if twice := next((key for key, following in pairwise(keys) if key == following), None):
-        raise UserError(f"--images {path} has the image {twice!r} from several files: expected one source a name")
+    if duplicate := next((key for key, next_key in pairwise(keys) if key == next_key), None):
+        raise UserError(f"--images {path} has the image {duplicate!r} from several files: expected one source a name")
     yield from map(ManifestRow, keys, locate_files(names, os.path.dirname(path), f"--images {path}"))

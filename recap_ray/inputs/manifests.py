@@ -1,7 +1,7 @@
-"""Which images no manifest holds yet, and which were changed since: the input as it is, against the manifests of a run.
+"""Compare the current input with the manifests of a run: which images are not yet listed, and which have changed.
 
-Listings and manifests of image files are both in the order of their keys and go by each other once. Of a tar or Parquet
-file the name of its manifest tells all: which file it is, and which version.
+Listings and manifests of image files are both sorted by key and merged in one pass. For a tar or Parquet file the name
+of its manifest is enough: it identifies the file and its version.
 """
 
 from __future__ import annotations
@@ -31,48 +31,48 @@ OF_CONTAINER = "c"  # and those of containers: cPATH-STAMP
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a container, as the id of its manifest tells it."""
+    """A version of a container, as in the id of its manifest."""
 
-    path: str  # digests
-    stamp: str
+    path: str  # digest of the path
+    stamp: str  # digest of the version
 
     @classmethod
     def of(cls, container: Container) -> Version:
-        """The version that is there now."""
+        """Return the current version of a container."""
         return cls(_digest(str(container.path)), _digest(container.stamp))
 
     @property
     def id(self) -> str:
-        """Of its manifest."""
+        """Return the id of its manifest."""
         return f"{OF_CONTAINER}{self.path}-{self.stamp}"
 
 
 @dataclass(frozen=True)
 class Unlisted:
-    """Containers that have no manifest yet, and manifests of versions that are no longer there."""
+    """Containers without a manifest, and manifests of versions that no longer exist."""
 
     containers: list[Container]
     outdated: list[Manifest]
 
 
 def compare_containers(containers: Sequence[Container], manifests: Sequence[Manifest]) -> Unlisted:
-    """What has to be listed, by names alone."""
-    there = {version.id: (version, container) for container in containers for version in [Version.of(container)]}
+    """Return the containers to be listed and the outdated manifests, by names alone."""
+    existing = {version.id: (version, container) for container in containers for version in [Version.of(container)]}
     known = {manifest.id for manifest in manifests}
-    paths = {version.path for version, _ in there.values()}
+    paths = {version.path for version, _ in existing.values()}
     outdated = [
         manifest
         for manifest in manifests
         if manifest.id.startswith(OF_CONTAINER)
-        and manifest.id not in there
+        and manifest.id not in existing
         and manifest.id[1:].partition("-")[0] in paths
     ]
-    return Unlisted([container for id, (_, container) in there.items() if id not in known], outdated)
+    return Unlisted([container for id, (_, container) in existing.items() if id not in known], outdated)
 
 
 def estimate_rows(containers: Sequence[Container], manifests: Sequence[Manifest]) -> tuple[int, bool] | None:
-    """The rows of all manifests and, by the size of containers that are listed, of those that are not yet; and whether
-    that is exact. None as long as nothing tells how many rows a container holds."""
+    """Return the total number of rows, and whether it is exact: unlisted containers are estimated by their size from
+    the listed ones. None while no container is listed."""
     rows = {manifest.id: manifest.rows for manifest in manifests}
     sizes = {Version.of(container).id: container.bytes for container in containers}
     total = sum(rows.values())
@@ -85,17 +85,17 @@ def estimate_rows(containers: Sequence[Container], manifests: Sequence[Manifest]
 
 
 def rows_of(container: Container) -> Iterable[ManifestRow]:
-    """The rows of a tar or Parquet file, indexed now."""
+    """Index a tar or Parquet file and return its rows."""
     return index_file(container.path)
 
 
 def index_file(path: Path) -> Iterable[ManifestRow]:
-    """The same, of its path."""
+    """Index the tar or Parquet file at a path and return its rows."""
     return (index_parquet if path.suffix == ".parquet" else index_tar)(path)
 
 
 def index_container(folder: Path, container: Container, part_rows: int) -> Manifest:
-    """Indexes a tar or Parquet file and commits its manifest; an empty one has a manifest of no rows."""
+    """Index a tar or Parquet file and commit its manifest; an empty one has a manifest of no rows."""
     id = Version.of(container).id
     manifest = write_manifest(folder, manifest_tables(rows_of(container)), part_rows, lambda _: id)
     if manifest is None:
@@ -106,8 +106,7 @@ def index_container(folder: Path, container: Container, part_rows: int) -> Manif
 
 @dataclass(frozen=True)
 class Changes:
-    """Files that are listed and were changed since: manifest -> key -> the stamp of now; and the parts that hold
-    them."""
+    """Listed files that have changed: manifest -> key -> current version; and the parts that hold them."""
 
     stamps: dict[Manifest, dict[str, int]]
     parts: list[Part]
@@ -116,7 +115,7 @@ class Changes:
         return bool(self.parts)
 
     def accept(self, folder: Path) -> None:
-        """Writes the stamps of now into the manifests."""
+        """Write the current versions into the manifests."""
         for manifest, stamps in self.stamps.items():
             commit(folder / manifest.name, lambda path: _restamp(folder / manifest.name, path, stamps))  # noqa: B023
 
@@ -124,36 +123,37 @@ class Changes:
 def list_new_files(
     folder: Path, listing: Iterator[ManifestRow], manifests: Sequence[Manifest], part_rows: int
 ) -> Changes:
-    """Commits a manifest of the files that no manifest holds yet, and gives what was changed of the others.
+    """Commit a manifest of the files that no manifest holds yet, and return the changes of the others.
 
-    `listing` and the rows of each manifest rise by key.
+    `listing` and the rows of each manifest are sorted by key.
     """
-    of_files = [manifest for manifest in manifests if manifest.id.startswith(OF_FILES)]
+    file_manifests = [manifest for manifest in manifests if manifest.id.startswith(OF_FILES)]
     changes = Changes({}, [])
-    new = _new_rows(listing, heapq.merge(*(_known(folder, manifest) for manifest in of_files)), changes)
-    write_manifest(folder, manifest_tables(new), part_rows, lambda digest: f"{OF_FILES}{len(of_files):04d}-{digest}")
+    new = _new_rows(listing, heapq.merge(*(_known(folder, manifest) for manifest in file_manifests)), changes)
+    prefix = f"{OF_FILES}{len(file_manifests):04d}"
+    write_manifest(folder, manifest_tables(new), part_rows, lambda digest: f"{prefix}-{digest}")
     return changes
 
 
 def _new_rows(
     listing: Iterator[ManifestRow], known: Iterator[tuple[Any, ...]], changes: Changes
 ) -> Iterator[ManifestRow]:
-    """The rows whose key is not known; known ones of another stamp are noted in `changes`."""
+    """Yield the rows whose key is not known; known ones with another version are added to `changes`."""
     part: Part | None = None
-    before, following = b"", next(known, None)
+    previous, candidate = b"", next(known, None)
     for row in listing:
-        if (key := row.key.encode()) < before:
+        if (key := row.key.encode()) < previous:
             raise UserError(
-                f"--images lists {row.key} after {before.decode()}: expected names in the order of their bytes, as all "
-                "stores but S3's directory buckets give them; name a table of the paths instead"
+                f"--images lists {row.key} after {previous.decode()}: expected names in the order of their bytes, as "
+                "all stores but S3's directory buckets give them; name a table of the paths instead"
             )
-        before = key
-        while following and following[0] < key:
-            following = next(known, None)
-        if not following or following[0] != key:
+        previous = key
+        while candidate and candidate[0] < key:
+            candidate = next(known, None)
+        if not candidate or candidate[0] != key:
             yield row
             continue
-        _, stamp, manifest, number = following
+        _, stamp, manifest, number = candidate
         if stamp != row.stamp:
             changes.stamps.setdefault(manifest, {})[row.key] = row.stamp
             part = next(itertools.islice(manifest.parts(), number // manifest.part_rows, None))
@@ -162,7 +162,7 @@ def _new_rows(
 
 
 def _known(folder: Path, manifest: Manifest) -> Iterator[tuple[bytes, int, Manifest, int]]:
-    """Key as bytes, stamp, manifest and number of each row of a manifest, a row group at a time."""
+    """Yield the key as bytes, the stamp, the manifest and the number of each row, a row group at a time."""
     with (folder / manifest.name).open("rb") as file:
         number = 0
         for batch in pq.ParquetFile(file).iter_batches(columns=["key", "stamp"]):

@@ -1,7 +1,7 @@
 """Parquet files of images, as img2dataset and Hugging Face write them, or of paths of images.
 
-A part is a range of rows. Row groups are read as streams of small batches, so that their size costs no memory; where
-one holds several parts, a part passes over the rows before its own, which costs time: writers of pictures make row
+A part is a range of rows. Row groups are read as streams of small batches, so memory does not depend on their size.
+Where one holds several parts, each part skips the rows before its own, which costs time: writers of images make row
 groups of some hundred rows.
 """
 
@@ -28,7 +28,7 @@ READ_ROWS = 64  # rows of images in memory at once
 
 
 def images_column(schema: pa.Schema) -> str | None:
-    """The column of encoded images, as Arrow reads it: NAME, or NAME.bytes where it is Hugging Face's struct."""
+    """Return the column of encoded images, as Arrow names it: NAME, or NAME.bytes where it is Hugging Face's struct."""
     for name in BYTES_COLUMNS:
         if name in schema.names:
             kind = schema.field(name).type
@@ -40,14 +40,14 @@ def images_column(schema: pa.Schema) -> str | None:
 
 
 def paths_column(schema: pa.Schema) -> str | None:
-    """The column of paths of images."""
+    """Return the column of image paths, or None."""
     return _first(PATH_COLUMNS, schema)
 
 
 def index_parquet(path: Path) -> Iterator[ManifestRow]:
-    """A row for each row of the file, or one with the error of a file that cannot be read.
+    """Yield a row for each row of the file, or one row with the error if the file is damaged.
 
-    Its key is that of the table, or else FILE/ROW.
+    Its key is the one in the table, or else FILE/ROW.
     """
     try:
         with path.open("rb") as file:
@@ -55,12 +55,12 @@ def index_parquet(path: Path) -> Iterator[ManifestRow]:
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error) and not isinstance(error, FileNotFoundError | PermissionError):
             raise
-        told = f"damaged_input: {path}: {first_line(error)}"
-        yield ManifestRow(f"{path.name}#footer", f"{path}#row=0&column=", error=told)
+        message = f"damaged_input: {path}: {first_line(error)}"
+        yield ManifestRow(f"{path.name}#footer", f"{path}#row=0&column=", error=message)
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether the file is at fault and not the store or disk: Arrow also raises OSError for it, without a number."""
+    """Return whether the file, not the store or disk, caused the error: Arrow then raises OSError without errno."""
     return isinstance(error, pa.ArrowException) or (isinstance(error, OSError) and error.errno is None)
 
 
@@ -75,13 +75,13 @@ def _index(file: pq.ParquetFile, path: Path) -> Iterator[ManifestRow]:
         return
     columns = [name for name in (key, named) if name]
     number = 0
-    # Without a column that is wanted Arrow gives no rows.
+    # With no columns selected Arrow yields no rows.
     batches = file.iter_batches(columns=columns) if columns else iter(())
     for batch in batches:
         keys = batch[key].to_pylist() if key else [None] * len(batch)
         names = batch[named].to_pylist() if named else [None] * len(batch)
-        for own, name in zip(keys, names):
-            yield _row(path, number, own, name, images, text)
+        for row_key, name in zip(keys, names):
+            yield _row(path, number, row_key, name, images, text)
             number += 1
     for keyless in range(number, file.metadata.num_rows):
         yield _row(path, keyless, None, None, images, text)
@@ -93,8 +93,8 @@ def _row(path: Path, number: int, key: object, name: str | None, images: str | N
     if images:
         return ManifestRow(f"{path.stem}/{number}" if key is None else str(key), f"{path}#{place}{images}", caption)
     if not name:
-        own = f"{path.stem}/{number}" if key is None else str(key)
-        return ManifestRow(own, f"{path}#{place}", error="no_image: the row names no file")
+        row_key = f"{path.stem}/{number}" if key is None else str(key)
+        return ManifestRow(row_key, f"{path}#{place}", error="no_image: the row names no file")
     source = name if is_remote(name) or os.path.isabs(name) else str(path.parent / name)
     return ManifestRow(name if key is None else str(key), source)
 
@@ -106,9 +106,9 @@ def _first(names: Sequence[str], schema: pa.Schema) -> str | None:
 def read_parquet(
     path: Path, places: Sequence[tuple[str, str]], max_bytes: int
 ) -> Iterator[tuple[bytes | ImageError, str]]:
-    """The bytes and the caption of each pair of places, `row=N&column=NAME`; rows rising, as in a manifest.
+    """Yield the bytes and the caption of each pair of places, `row=N&column=NAME`; rows ascending, as in a manifest.
 
-    Where a row group is damaged, the rows that cannot be had of it are errors.
+    Rows that cannot be read from a damaged row group are errors.
     """
     rows = np.array([int(image.removeprefix("row=").partition("&")[0]) for image, _ in places])
     images = places[0][0].partition("&column=")[2]
@@ -118,31 +118,31 @@ def read_parquet(
         starts = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
         groups = np.searchsorted(starts, rows, side="right") - 1
         for group in np.unique(groups).tolist():
-            wanted, given = rows[groups == group] - starts[group], 0
+            group_rows, count = rows[groups == group] - starts[group], 0
             try:
-                for found in _read_group(file, group, wanted, images, text, max_bytes):
-                    yield found
-                    given += 1
+                for row in _read_group(file, group, group_rows, images, text, max_bytes):
+                    yield row
+                    count += 1
             except (pa.ArrowException, OSError) as error:
                 if not is_damage(error):
                     raise
                 damaged = ImageError("damaged_input", f"row group {group} of {path}: {first_line(error)}")
-                yield from [(damaged, "")] * (len(wanted) - given)
+                yield from [(damaged, "")] * (len(group_rows) - count)
 
 
 def _read_group(
-    file: pq.ParquetFile, group: int, wanted: np.ndarray, images: str, text: str, max_bytes: int
+    file: pq.ParquetFile, group: int, group_rows: np.ndarray, images: str, text: str, max_bytes: int
 ) -> Iterator[tuple[bytes | ImageError, str]]:
     first = 0
     for batch in file.iter_batches(READ_ROWS, [group], [name for name in (images, text) if name]):
         column, captions = batch[images.partition(".")[0]], batch[text] if text else None
-        for i in (wanted[(wanted >= first) & (wanted < first + len(batch))] - first).tolist():
+        for i in (group_rows[(group_rows >= first) & (group_rows < first + len(batch))] - first).tolist():
             data = column[i].as_py()
             data = data["bytes"] if isinstance(data, dict) else data
             caption = captions[i].as_py() if captions is not None else None
             yield _checked(data, max_bytes), str(caption or "").strip()
         first += len(batch)
-        if first > wanted[-1]:
+        if first > group_rows[-1]:
             return
 
 

@@ -1,8 +1,8 @@
 """Webdataset tars: the members `KEY.jpg`, `KEY.txt` and `KEY.json` are one image with its caption.
 
-A tar is indexed once, by reading its headers: on a disk half a kilobyte a member, from a store the tar as a stream.
-Then any part of it is read by position, so that many workers share one tar, a kill loses a part and not a tar, and the
-time left is known. An index needs no order: members of one key may stand anywhere in the tar.
+A tar is indexed once, by reading its headers: from a disk half a kilobyte a member, from a store the tar as a stream.
+Then parts of it are read by position, so that many workers share one tar, a killed worker loses a part, not a tar, and
+the remaining time is known. Members of one key may be anywhere in the tar.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recap_ray.errors import ImageError, first_line
 from recap_ray.images.decode import IMAGE_SUFFIXES
 from recap_ray.inputs.rows import ManifestRow
 
-TEXT_FORMATS = ("txt", "json")  # the first that a key has tells its caption
+TEXT_FORMATS = ("txt", "json")  # the first that a key has is its caption
 CAPTION_NAMES = ("caption", "text", "TEXT")  # in a .json
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 BLOCK = 512  # a tar's unit
@@ -30,7 +30,7 @@ OCTAL = re.compile(rb" *([0-7]+)[ \0]*")  # a number in a header
 
 @dataclass(slots=True)
 class _Sample:
-    """The members of one key: where each one's bytes are, as START+SIZE."""
+    """The members of one key: the place of each one's bytes, as START+SIZE."""
 
     offset: int  # of its first member
     image: str = ""
@@ -40,10 +40,10 @@ class _Sample:
 
 
 def index_tar(path: Path) -> list[ManifestRow]:
-    """A row for each key, in the order in which the keys begin; and one for the place where a damaged tar ends.
+    """Return a row for each key, in the order of their first members; and one for the place where a damaged tar ends.
 
-    A key is what stands before the first dot of a member's name, folders included, as webdataset has it. Of several
-    images of a key the first one counts whose extension is plain (`jpg`, not `mask.png`), or else the first.
+    A key is a member's name up to the first dot, folders included, as in webdataset. Of several images of a key the
+    first one counts whose extension is plain (`jpg`, not `mask.png`), or else the first.
     """
     samples: dict[str, _Sample] = {}
     damage = None
@@ -55,22 +55,22 @@ def index_tar(path: Path) -> list[ManifestRow]:
                 damage = (0, f"it is compressed by {kind}: expected a plain tar, which can be read from any place")
             else:
                 file.seek(0)
-                damage = _gather(file, size, samples)
+                damage = _read_headers(file, size, samples)
     except (FileNotFoundError, PermissionError) as error:
         damage = (0, error.strerror or first_line(error))
     rows = [_row(path, key, sample) for key, sample in samples.items()]
     if damage:
         offset, reason = damage
-        told = f"damaged_input: {path} from byte {offset:,} on: {reason}"
-        rows.append(ManifestRow(f"{path.name}#{offset}", f"{path}#bytes={offset}+0", error=told))
+        message = f"damaged_input: {path} from byte {offset:,} on: {reason}"
+        rows.append(ManifestRow(f"{path.name}#{offset}", f"{path}#bytes={offset}+0", error=message))
     return rows
 
 
-def _gather(file: IO[bytes], size: int, samples: dict[str, _Sample]) -> tuple[int, str] | None:
-    """Fills `samples`; gives the offset and the reason of what ends the tar too early."""
+def _read_headers(file: IO[bytes], size: int, samples: dict[str, _Sample]) -> tuple[int, str] | None:
+    """Fill `samples`; return the offset and the reason if the tar ends too early."""
     tar = None
     try:
-        # A key has to be text, whatever bytes a name is of.
+        # Keys are text, names may be any bytes.
         tar = tarfile.TarFile(fileobj=file, tarinfo=_Header, encoding="utf-8", errors="backslashreplace")
         while member := tar.next():
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps them all
@@ -78,23 +78,23 @@ def _gather(file: IO[bytes], size: int, samples: dict[str, _Sample]) -> tuple[in
                 continue
             if member.offset_data + member.size > size:
                 return member.offset, f"the member {member.name} is cut off"
-            _note(member, samples)
+            _add_member(member, samples)
         offset = tar.offset
     except tarfile.TarError as error:
         return (tar.offset if tar else 0), first_line(error)
-    # tarfile takes any broken header for the end; the true one is a block of zeros, or nothing.
+    # tarfile treats any broken header as the end; the real end is a block of zeros, or nothing.
     file.seek(offset)
     block = file.read(BLOCK)
     return (offset, "no header of a member") if any(block) else None
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header of which only name, size and type are read, which halves the time of an index: a tar of small
-    pictures has one for every few kilobytes. All that is not an ordinary file's ordinary header is left to tarfile."""
+    """A member's header, parsed for name, size and type only, which halves the time of an index: a tar of small images
+    has one every few kilobytes. Headers other than plain ones of regular files are parsed by tarfile."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """The header in a block; raises tarfile.HeaderError if there is none."""
+        """Return the header in a block; raises tarfile.HeaderError if there is none."""
         size, checksum = OCTAL.fullmatch(buf, 124, 136), OCTAL.fullmatch(buf, 148, 156)
         name = buf[:100].rstrip(b"\0")
         plain = len(buf) == BLOCK and buf[156:157] == tarfile.REGTYPE and b"\0" not in name
@@ -107,10 +107,10 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _note(member: tarfile.TarInfo, samples: dict[str, _Sample]) -> None:
+def _add_member(member: tarfile.TarInfo, samples: dict[str, _Sample]) -> None:
     folder, slash, name = member.name.rpartition("/")
     stem, dot, extension = name.partition(".")
-    if not stem or not dot:  # a hidden file, or one without an extension, is no member of a sample
+    if not stem or not dot:  # hidden files and files without an extension belong to no sample
         return
     sample = samples.setdefault(f"{folder}{slash}{stem}", _Sample(member.offset))
     extension, place = extension.lower(), f"{member.offset_data}+{member.size}"
@@ -127,14 +127,14 @@ def _row(path: Path, key: str, sample: _Sample) -> ManifestRow:
     text = next((f"bytes={sample.texts[kind]}&{kind}" for kind in TEXT_FORMATS if kind in sample.texts), "")
     if sample.image:
         return ManifestRow(key, f"{path}#bytes={sample.image}", text)
-    there = ", ".join([*sample.texts, *sample.others])
-    return ManifestRow(key, f"{path}#bytes={sample.offset}+0", text, error=f"no_image: its members are {there}")
+    members = ", ".join([*sample.texts, *sample.others])
+    return ManifestRow(key, f"{path}#bytes={sample.offset}+0", text, error=f"no_image: its members are {members}")
 
 
 def read_tar(path: Path, places: Sequence[tuple[str, str]], max_bytes: int) -> Iterator[tuple[bytes | ImageError, str]]:
-    """The bytes and the caption of each pair of places, `bytes=START+SIZE` and `bytes=START+SIZE&FORMAT` or "".
+    """Yield the bytes and the caption of each pair of places, `bytes=START+SIZE` and `bytes=START+SIZE&FORMAT` or "".
 
-    In the order of the tar it is read as a stream, which is the order of its manifest.
+    In the order of its manifest, which is that of the tar, the file is read as a stream.
     """
     with path.open("rb") as file:
         for image, text in places:

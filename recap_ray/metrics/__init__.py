@@ -1,1 +1,1 @@
-"""How good captions are: n-gram overlap with references, CLIP scores, retrieval ranks. No torch, no ray. No torch."""
+"""Metrics of captions: n-gram overlap with references, CLIP scores, retrieval ranks. No ray. No torch."""

@@ -1,4 +1,4 @@
-"""How well metrics agree with people: Kendall's tau between the scores of captions and their ratings.
+"""Agreement of metrics with human ratings: Kendall's tau between the scores of captions and their ratings.
 
 Published, on Flickr8k (Hessel et al. 2021, CLIPScore, ViT-B/32), for comparison:
 
@@ -23,20 +23,21 @@ from scipy.stats import kendalltau
 
 Variant = Literal["b", "c"]
 
-# Expert and CF by Hessel et al. 2021, appendix A; a table of ratings has no rule of its own, so both are told.
+# Expert and CF by Hessel et al. 2021, appendix A; a table of ratings has no such rule, so both are reported.
 VARIANTS: dict[str, tuple[Variant, ...]] = {"flickr8k-expert": ("c",), "flickr8k-cf": ("b",), "table": ("b", "c")}
 
 
 def kendall_tau(scores: np.ndarray, ratings: Sequence[float] | np.ndarray, variant: Variant) -> float:
-    """Kendall's tau-b or tau-c of scores (n,) and ratings (n,), from -1 to 1; NaN where either is constant or n < 2.
+    """Return Kendall's tau-b or tau-c of scores (n,) and ratings (n,), from -1 to 1; NaN if either is constant or n <
+    2.
 
-    ValueError names the first row, from 1, that has no counterpart or is NaN.
+    Raises ValueError that names the first row, from 1, that has no counterpart or is NaN.
     """
     scores, ratings = np.asarray(scores), np.asarray(ratings, np.float64)
     _require_counterparts(scores, len(ratings))
     if (missing := np.isnan(ratings)).any():
         raise ValueError(f"the rating of row {missing.argmax() + 1} is NaN")
-    if len(scores) < 2:  # scipy would warn and give the same
+    if len(scores) < 2:  # scipy would return the same with a warning
         return math.nan
     return float(kendalltau(scores, ratings, variant=variant).statistic)
 
@@ -44,21 +45,21 @@ def kendall_tau(scores: np.ndarray, ratings: Sequence[float] | np.ndarray, varia
 def agreement(
     scores: dict[str, np.ndarray], ratings: list[list[float]], protocol: str
 ) -> dict[str, dict[str, float | None]]:
-    """For each metric its taus with the ratings, times 100: {"CLIP-S": {"tau-c": 51.2}}; None where tau is undefined.
+    """Return for each metric its taus with the ratings, times 100: {"CLIP-S": {"tau-c": 51.2}}; None if undefined.
 
-    scores: by metric (n,), a score for each row; ratings: for each row one or more, each a data point of its own.
-    protocol: a key of VARIANTS, which says the taus. ValueError as in kendall_tau, with the metric.
+    scores: by metric (n,), a score for each row; ratings: for each row one or more, each a separate data point.
+    protocol: a key of VARIANTS, which determines the taus. Raises ValueError as kendall_tau does, with the metric.
     """
     if protocol not in VARIANTS:
         raise ValueError(f"unknown protocol {protocol!r}: choose from {', '.join(VARIANTS)}")
-    each = [len(some) for some in ratings]
-    points = np.array([rating for some in ratings for rating in some], np.float64)
-    found: dict[str, dict[str, float | None]] = {}
+    counts = [len(row) for row in ratings]
+    points = np.array([rating for row in ratings for rating in row], np.float64)
+    taus: dict[str, dict[str, float | None]] = {}
     for name, values in scores.items():
         _require_counterparts(np.asarray(values), len(ratings), name)
-        repeated = np.repeat(values, each)
-        found[name] = {f"tau-{v}": _percent(kendall_tau(repeated, points, v)) for v in VARIANTS[protocol]}
-    return found
+        repeated = np.repeat(values, counts)
+        taus[name] = {f"tau-{v}": _percent(kendall_tau(repeated, points, v)) for v in VARIANTS[protocol]}
+    return taus
 
 
 def _require_counterparts(scores: np.ndarray, ratings: int, name: str = "scores") -> None:

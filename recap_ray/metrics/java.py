@@ -1,4 +1,4 @@
-"""Java programs called in one batch, with a time limit; whatever goes wrong becomes one line of reason."""
+"""Java programs called in one batch, with a time limit; any failure becomes a reason in one line."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ import tempfile
 import threading
 
 LIMIT_S = 600  # for each program; METEOR took 16 s for 5,000 images with 5 references
-# Not left to the machine's locale: captions hold any character, and METEOR prints numbers.
+# Independent of the machine's locale: captions hold any character, and METEOR prints numbers.
 _JAVA = ["java", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en"]
 
 
 class CannotRun(Exception):
-    """A Java program could not do its work; the message is the reason in one line."""
+    """A failure of a Java program; the message is the reason in one line."""
 
 
 def run_java(arguments: list[str], name: str, text: str = "") -> str:
-    """What the program prints when it is given the text. CannotRun if it is absent, fails or takes too long."""
+    """Return the output of a program for an input text; raises CannotRun if it is missing, fails or takes too long."""
     _require_java()
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             _JAVA + arguments, input=text.encode("utf-8", "replace"), capture_output=True, timeout=LIMIT_S
         )
     except subprocess.TimeoutExpired as error:
         raise CannotRun(f"{name} did not end within {LIMIT_S} s") from error
     except OSError as error:
         raise CannotRun(f"{name} did not start: {error}") from error
-    if done.returncode:
-        raise CannotRun(f"{name} failed: {_last_line(done.stderr)}")
-    return done.stdout.decode("utf-8", "replace")
+    if completed.returncode:
+        raise CannotRun(f"{name} failed: {_last_line(completed.stderr)}")
+    return completed.stdout.decode("utf-8", "replace")
 
 
 class JavaDialogue:
-    """A program that answers lines with lines. Reads while it writes, so that neither side waits on a full pipe."""
+    """A program that answers lines with lines; written and read concurrently, so that neither side blocks on a full
+    pipe."""
 
     def __init__(self, arguments: list[str], name: str):
         _require_java()
@@ -53,20 +54,21 @@ class JavaDialogue:
         return self
 
     def ask(self, lines: list[str], answers: int) -> list[str]:
-        """That many lines of answer to these lines. CannotRun if the program ends or is stopped before."""
+        """Send lines and return that many lines of answer; raises CannotRun if the program ends or is stopped
+        before."""
         assert self._process.stdout is not None
         text = "".join(line + "\n" for line in lines).encode("utf-8", "replace")
         writer = threading.Thread(target=self._write, args=(text,), daemon=True)
         writer.start()
-        found = [self._process.stdout.readline() for _ in range(answers)]
-        if not all(found):
+        received = [self._process.stdout.readline() for _ in range(answers)]
+        if not all(received):
             raise CannotRun(self._reason())
         writer.join()
-        return [line.decode("utf-8", "replace").strip() for line in found]
+        return [line.decode("utf-8", "replace").strip() for line in received]
 
     def _write(self, text: bytes) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has ended: the reader sees that too, and says so
+        with contextlib.suppress(OSError):  # it has ended: the reader raises
             self._process.stdin.write(text)
             self._process.stdin.flush()
 
@@ -84,7 +86,7 @@ class JavaDialogue:
     def __exit__(self, *_: object) -> None:
         self._alarm.cancel()
         self._process.kill()
-        with contextlib.suppress(OSError):  # unwritten text has nowhere to go
+        with contextlib.suppress(OSError):  # unwritten text is dropped
             self._process.communicate()
         self._errors.close()
 

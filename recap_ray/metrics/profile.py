@@ -1,12 +1,12 @@
-"""What a run is like, in some hundred numbers: two profiles are compared in drift.py, without the rows they are of.
+"""The profile of a run, some hundred numbers: drift.py compares two profiles without their rows.
 
-A profile knows no image and no model, only what stands in the rows. Four distributions: CLIP-S, aCLIP-S, the caption's
-length in words, and how much its words are those of its own neighbours. The last one is what a score in a row cannot
-tell: captions that were moved to other images keep good scores, for nothing is scored again. For the same reason
-captions are counted that are among the candidates of their own row, with the score that the row has. Captions moved
-together with all their scores are seen by their neighbours alone, so not where a method retrieves none.
+A profile is computed from the rows alone, without images or models. Four distributions: CLIP-S, aCLIP-S, the caption's
+length in words, and the similarity of its words to those of its own neighbours. The last one detects an error that
+scores do not show: captions that were moved to other images keep good scores, as nothing is scored again. For the same
+reason captions are counted that are among the candidates of their own row, with the score of the row. Captions moved
+together with all their scores are detected only by their neighbours, so not with a method without retrieval.
 
-Rows are measured part by part; what was measured of many parts is joined to one profile.
+Rows are measured part by part; the measurements of many parts are merged into one profile.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy as np
 
 from recap_ray.schema import error_code
 
-STEPS = 100  # between the quantiles of a distribution; what they cost in precision is told at drift.ks_distance
-REPEATED = 10  # captions that are kept with their counts, the most repeated ones
-SAME_SCORE = 1e-4  # between two columns that hold the same float32
+STEPS = 100  # between the quantiles of a distribution; for the resulting error see drift.ks_distance
+REPEATED = 10  # most repeated captions kept with their counts
+SAME_SCORE = 1e-4  # tolerance between two columns that hold the same float32
 
 CLIP_S, ACLIP_S, WORDS, SIMILARITY = "CLIP-S", "aCLIP-S", "words", "neighbour similarity"
 METRICS = (CLIP_S, ACLIP_S, WORDS, SIMILARITY)
 
-# What `Measured.of` reads of the rows.
+# The columns that `Measured.of` reads.
 COLUMNS = ("caption", "clip_score", "aligned_clip_score", "candidates", "candidate_scores", "neighbours", "error")
 
 WORD = re.compile(r"\w+")
@@ -37,17 +37,17 @@ WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Measured:
-    """What some rows were measured to be."""
+    """The measurements of some rows."""
 
     rows: int
-    values: Mapping[str, np.ndarray]  # by metric, float64, of the rows that have it
+    values: Mapping[str, np.ndarray]  # by metric, float64, of the rows with a value
     own: int  # captions that are their own row's candidate
     captions: Counter[str]
     errors: Counter[str]  # by code
 
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Any]]) -> Measured:
-        """Of output rows, as columns: those in COLUMNS, of one length, with None for what is null."""
+        """Measure output rows, given as columns: those in COLUMNS, of one length, with None for null."""
         written = [row for row in zip(*(rows[name] for name in COLUMNS), strict=True) if row[0] is not None]
         values = {
             CLIP_S: [row[1] for row in written],
@@ -57,7 +57,7 @@ class Measured:
         }
         return cls(
             rows=len(rows["caption"]),
-            values={name: _known(found) for name, found in values.items()},
+            values={name: _known(column) for name, column in values.items()},
             own=sum(is_own(row[0], row[3] or (), row[4] or (), row[2]) for row in written),
             captions=Counter(row[0] for row in written),
             errors=Counter(error_code(error) for error in rows["error"] if error is not None),
@@ -65,21 +65,22 @@ class Measured:
 
 
 def neighbour_similarity(caption: str, neighbours: Sequence[str]) -> float | None:
-    """From 0 to 1: the mean F1 of the caption's words with those of each neighbour, a word counting once in a text;
-    None without neighbours.
+    """Return the mean F1, 0 to 1, of the caption's words with those of each neighbour, each distinct word counting
+    once; None without neighbours.
 
     When the captions of 600 rows of the embedded world were shuffled, it moved by 0.74 (Kolmogorov-Smirnov); the share
-    of the caption's words that any neighbour holds moved by 0.54, the best neighbour's F1 by 0.64.
+    of the caption's words that occur in any neighbour moved by 0.54, the best neighbour's F1 by 0.64.
     """
     if not neighbours:
         return None
-    own = _words(caption)
-    shared = [(len(own & other), len(own) + len(other)) for other in map(_words, neighbours)]
+    words = _words(caption)
+    shared = [(len(words & other), len(words) + len(other)) for other in map(_words, neighbours)]
     return sum(2 * both / all_ if all_ else 0.0 for both, all_ in shared) / len(shared)
 
 
 def is_own(caption: str, candidates: Sequence[str], scores: Sequence[float], aligned_score: float | None) -> bool:
-    """Whether the caption is one of these candidates, and aCLIP-S is the score (n,) of that candidate, at least 0."""
+    """Return whether the caption is one of these candidates, and aCLIP-S is the score (n,) of that candidate, at least
+    0."""
     if not scores or aligned_score is None:
         return caption in candidates
     return any(
@@ -89,42 +90,43 @@ def is_own(caption: str, candidates: Sequence[str], scores: Sequence[float], ali
 
 @dataclass(frozen=True)
 class Distribution:
-    """n values by their quantiles 0 %, 1 %, ..., 100 %, each of which is one of the values; none if n is 0."""
+    """n values by their quantiles 0 %, 1 %, ..., 100 %, each of which is one of the values; empty if n is 0."""
 
     n: int
     quantiles: tuple[float, ...]
 
     @classmethod
     def of(cls, values: np.ndarray) -> Distribution:
-        """Of values (n,) in any order, without NaN: quantile i is the smallest one that at least i % are not above."""
+        """Compute the quantiles of values (n,) in any order, without NaN: quantile i is the smallest value such that at
+        least i % are not above it."""
         n = len(values)
         ranks = [max(-(-i * n // STEPS), 1) for i in range(STEPS + 1)] if n else []
         return cls(n, tuple(np.sort(values)[np.array(ranks, int) - 1].tolist()))
 
     @property
     def median(self) -> float | None:
-        """The lower one of two."""
+        """Return the median, of an even number of values the lower one."""
         return self.quantiles[STEPS // 2] if self.n else None
 
     def up_to(self, x: np.ndarray) -> np.ndarray:
-        """The share of values that are not above x (m,), rounded down to a STEPS-th: less than that below the truth."""
+        """Return the share of values not above x (m,), rounded down: by less than 1 / STEPS too low."""
         return np.maximum(np.searchsorted(self.quantiles, x, side="right") - 1, 0) / STEPS
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a run is like."""
+    """The profile of a run."""
 
     rows: int
-    captions: int  # rows that have one
+    captions: int  # rows with a caption
     own: int  # captions that are their own row's candidate
     errors: Mapping[str, int]  # rows by code
-    repeated: Mapping[str, int]  # the most repeated captions, the first the most
+    repeated: Mapping[str, int]  # the most repeated captions, in descending order
     distributions: Mapping[str, Distribution]  # by METRICS
 
     @classmethod
     def of(cls, parts: Iterable[Measured]) -> Profile:
-        """Of all rows that were measured, in any order."""
+        """Merge the measurements of all parts, in any order."""
         parts = list(parts)
         captions, errors = Counter[str](), Counter[str]()
         for part in parts:
@@ -144,12 +146,12 @@ class Profile:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As `from_json` takes it."""
+        """Return the profile as `from_json` accepts it."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Any) -> Profile:
-        """The profile that `to_json` gave; ValueError says what is wrong with another content."""
+        """Return the profile that `to_json` serialised; raises ValueError for invalid content."""
         try:
             errors = {code: _count(n) for code, n in content["errors"].items()}
             repeated = {caption: _count(n) for caption, n in content["repeated"].items()}
@@ -174,7 +176,7 @@ def _words(text: str) -> set[str]:
 
 
 def _known(values: Sequence[float | None]) -> np.ndarray:
-    """The values that are there, as float64."""
+    """Return the values that are neither None nor NaN, as float64."""
     return np.array([value for value in values if value is not None and not math.isnan(value)], np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Cross-modal retrieval by cosine: at which rank a query finds its own target."""
+"""Cross-modal retrieval by cosine: the rank of a query's own target."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import numpy as np
 
 from recap_ray.vectors import scaled_to_unit_length
 
-BLOCK_CELLS = 1 << 24  # cosines held at once, 64 MiB in float32: never the whole queries x targets
+BLOCK_CELLS = 1 << 24  # cosines held at once, 64 MiB in float32: the full matrix queries x targets is never formed
 
 
 def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = None) -> np.ndarray:
-    """The rank (n,), from 1, at which each query (n, d) finds its best own target among all targets (m, d), by cosine.
+    """Return the rank (n,), from 1, of each query's best own target among all targets (m, d) by cosine; queries (n, d).
 
     owner (m,) is the row of the query that each target belongs to; without it target i belongs to query i. Only
-    targets of other queries stand before a query's own, and a tie counts against the query (equal vectors may differ by
-    rounding). A query without a target of its own comes last, m + 1.
-    ValueError if the shapes do not fit.
+    targets of other queries rank before a query's own, and a tie counts against the query (equal vectors may differ by
+    rounding). A query without a target has rank m + 1.
+    Raises ValueError if the shapes do not match.
     """
     owner = np.arange(len(targets)) if owner is None else np.asarray(owner)
     if len(owner) != len(targets) or queries.shape[1] != targets.shape[1]:
@@ -26,7 +26,7 @@ def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = N
     tolerance = 8 * np.finfo(targets.dtype).eps
     by_owner = np.argsort(owner, kind="stable")
     edges = np.searchsorted(owner[by_owner], np.arange(len(queries) + 1))
-    found = np.empty(len(queries), np.int64)
+    result = np.empty(len(queries), np.int64)
     step = max(1, BLOCK_CELLS // max(1, len(targets)))
     for start in range(0, len(queries), step):
         cosines = queries[start : start + step] @ targets.T
@@ -38,18 +38,18 @@ def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = N
         with np.errstate(invalid="ignore"):
             np.maximum.at(reached, rows, own)
         reached -= tolerance
-        # "Not below" rather than "at or above": a query of NaN then comes last, not first.
+        # "Not below" instead of "at or above": a query of NaN then ranks last, not first.
         before = np.count_nonzero(~(cosines < reached[:, None]), axis=1)
-        found[start:stop] = 1 + before - np.bincount(rows[~(own < reached[rows])], minlength=len(cosines))
-    return found
+        result[start:stop] = 1 + before - np.bincount(rows[~(own < reached[rows])], minlength=len(cosines))
+    return result
 
 
 def retrieval_scores(ranks: np.ndarray) -> dict[str, float]:
-    """What is reported of ranks everywhere: R@1, R@5, R@10 and MRR."""
+    """Return the reported metrics of ranks: R@1, R@5, R@10 and MRR."""
     return {name: float(np.mean(values)) for name, values in by_query(ranks).items()}
 
 
 def by_query(ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """What each query (n,) adds to the means R@1, R@5, R@10 and MRR; NaN where its rank is."""
-    found = {f"R@{k}": np.where(np.isnan(ranks), np.nan, ranks <= k) for k in (1, 5, 10)}
-    return {**found, "MRR": 1 / ranks}
+    """Return each query's value (n,) in the means R@1, R@5, R@10 and MRR; NaN where its rank is."""
+    values = {f"R@{k}": np.where(np.isnan(ranks), np.nan, ranks <= k) for k in (1, 5, 10)}
+    return {**values, "MRR": 1 / ranks}

@@ -1,8 +1,8 @@
 """Captions to words as coco-caption counts them, without Java.
 
 coco-caption runs the Stanford PTB tokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`) and drops the tokens of
-`REMOVED`. The rules below were found by putting questions to that program. They are tried in this order at each
-position; what no rule takes (spaces, quotes, dashes, emoji) only separates words.
+`REMOVED`. The rules below were derived by testing that program. They are tried in this order at each position;
+text that matches no rule (spaces, quotes, dashes, emoji) only separates words.
 
  1. plain         a word of letters before a space or one of `,;!?`
  2. tags          <b> and <a b> stay whole, their spaces made no-break; &amp; is "&"; &#8217; stays
@@ -22,8 +22,8 @@ position; what no rule takes (spaces, quotes, dashes, emoji) only separates word
                   coco-caption lists them in capitals, but lowers the tokens first
 13. signs         US$ and "?!" are one token; pound, euro and cent are #, $ and cents; fractions are spelt out
 
-Left out: PTB joins "1 1/2" and groups of digits like a telephone number's by no-break spaces; and it looks into
-the next caption to judge a single letter's period, while here a caption stands alone.
+Left out: PTB joins "1 1/2" and groups of digits like a telephone number's by no-break spaces; and it looks at
+the next caption to decide about a single letter's period, while here captions are independent.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _any_of(words: str) -> str:
     return "|".join(sorted(words.split(), key=len, reverse=True))
 
 
-# Raised digits, fractions and everything beyond the basic plane are no letters to PTB.
+# PTB does not treat superscript digits, fractions and characters beyond the basic plane as letters.
 _NO_LETTERS = r"¹²³¼½¾\u2070-\u209c\u2150-\u218f\u2460-\u24ff\u2776-\u2793\U00010000-\U0010ffff"
 _L = rf"(?:[^\W\d_{_NO_LETTERS}]|[\u0300-\u036f])"  # a letter, or an accent that combines with one
 _A = rf"(?:[^\W_{_NO_LETTERS}]|[\u0300-\u036f])"  # a letter or a digit
@@ -123,7 +123,7 @@ _TOKEN = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _RULE
 
 
 def tokenize(caption: str) -> list[str]:
-    """The words of a caption in lower case, punctuation removed, as coco-caption would count them."""
+    """Return the words of a caption in lower case, without punctuation, as coco-caption counts them."""
     tokens: list[str] = []
     for match in _TOKEN.finditer(caption):
         text, rule = match.group().lower(), match.lastgroup
@@ -135,7 +135,7 @@ def tokenize(caption: str) -> list[str]:
 
 
 def _words(text: str, following: str) -> tuple[str, ...]:
-    # "gonna's" stays whole: to PTB only "gonna" alone is two words.
+    # "gonna's" stays whole: PTB splits only "gonna" alone.
     return (text,) if following and following in "'\u2019" else _SPLIT.get(text, (text,))
 
 

@@ -45,7 +45,8 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str, heads: int | None = None, mapper_heads: int = 8) -> Checkpoint:
-    """The checkpoint in a file; `heads` of GPT-2 are its width / 64 unless given, `mapper_heads` a transformer's.
+    """Return the checkpoint in a file; `heads` of GPT-2 are its width / 64 unless given, `mapper_heads` a
+    transformer's.
 
     Raises UserError, one line, for a file that is damaged, none, or holds something else.
     """
@@ -53,7 +54,7 @@ def read_checkpoint(path: str, heads: int | None = None, mapper_heads: int = 8) 
 
 
 def read_state(path: str) -> State:
-    """The state dict in a file of torch.save, on the CPU; nothing but tensors is loaded, and no code run."""
+    """Return the state dict in a file of torch.save, on the CPU; nothing but tensors is loaded, and no code run."""
     file = require_file(path, "--checkpoint", "written by torch.save")
     try:
         with warnings.catch_warnings():  # about odd pickles, which are refused just below
@@ -72,7 +73,7 @@ def read_state(path: str) -> State:
 
 
 def parse_state(state: State, where: str, heads: int | None, mapper_heads: int) -> Checkpoint:
-    """What a state dict holds; raises UserError, beginning with `where`, that names all keys which are unknown,
+    """Return what a state dict holds; raises UserError, beginning with `where`, that names all keys which are unknown,
     missing or misshapen, or heads that do not fit."""
     state = {name: tensor for name, tensor in state.items() if not LEGACY.fullmatch(name)}
     for prefix in (MAPPER, GPT2):
@@ -98,7 +99,7 @@ class _Sizes:
         self.width = self._side(TOKENS, 1)
 
     def mapper(self) -> MapperShape:
-        """The mapper's, with one head."""
+        """Return the mapper's, with one head."""
         name = MAPPER + "model."
         if any(key.startswith(name) for key in self.state):
             prefix = self._side(f"{name}2.weight", 0) // self.width
@@ -143,14 +144,14 @@ class _Sizes:
 
 
 def _expected(shape: MapperShape, config: GPT2Config) -> dict[str, torch.Size]:
-    """The shapes of all weights by key: our own classes say so, without memory for their weights."""
+    """Return the shapes of all weights by key: our own classes say so, without memory for their weights."""
     with torch.device("meta"):
         parts = {MAPPER: shape.build(), GPT2: GPT2LMHeadModel(config)}
     return {prefix + name: x.shape for prefix, part in parts.items() for name, x in part.state_dict().items()}
 
 
 def _check_keys(state: State, expected: Mapping[str, torch.Size], doubtful: list[str], where: str) -> None:
-    """Raises UserError that names all keys that are not as `expected`.
+    """Raise UserError that names all keys that are not as `expected`.
 
     Where a doubtful key left a size unknown, only the keys are compared: all shapes of that size would seem wrong.
     """
@@ -179,7 +180,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _fitting(flag: str, heads: int | None, width: int, where: str) -> int:
-    """The number of heads, of which each has the same share of the width."""
+    """Return the number of heads, of which each has the same share of the width."""
     if heads is None:
         if width % HEAD_WIDTH:
             raise UserError(
@@ -192,6 +193,6 @@ def _fitting(flag: str, heads: int | None, width: int, where: str) -> int:
 
 
 def _below(prefix: str, state: State) -> dict[str, Any]:
-    """Copies of the weights whose key begins so, by the rest of it: files of safetensors share no memory."""
+    """Return copies of the weights whose key begins so, by the rest of it: files of safetensors share no memory."""
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     return {name: tensor.detach().float().contiguous().clone() for name, tensor in own.items()}

@@ -22,12 +22,12 @@ from recap_ray.models.clip_text import TextEncoder
 from recap_ray.models.clip_tower import to_device
 from recap_ray.models.device import Compute, load_errors
 from recap_ray.models.names import CLIP_ALIASES, clip_path, folder_identity
-from recap_ray.storage.cache import fetched
+from recap_ray.storage.cache import cached_path
 from recap_ray.storage.files import read_json
 from recap_ray.storage.paths import is_remote
 
 # Pictures in one forward pass. ViT-B/32 on each of two busy Zen 4 cores: 13.9 pictures/s in batches of 32, 11 to 13 in
-# smaller and larger ones. For a GPU 256 is a guess: none was at hand.
+# smaller and larger ones. For a GPU 256 is a guess: none was available.
 CPU_BATCH, CUDA_BATCH = 32, 256
 
 GPU_DTYPE = torch.float16  # CLIP was trained in it, and it has 11 bits to bfloat16's 8
@@ -46,7 +46,8 @@ class ClipCard:
 
     @classmethod
     def of(cls, name: str) -> ClipCard:
-        """The card of a model by its name; raises UserError if it is not known or its configuration is damaged."""
+        """Return the card of a model by its name; raises UserError if it is not known or its configuration is
+        damaged."""
         name = CLIP_ALIASES.get(name, name)
         if name.startswith("local-dir:"):
             return cls._of_folder(name.removeprefix("local-dir:"))
@@ -57,7 +58,7 @@ class ClipCard:
 
     @classmethod
     def _of_folder(cls, name: str) -> ClipCard:
-        folder = fetched(name, "--clip local-dir:")
+        folder = cached_path(name, "--clip local-dir:")
         if not folder.is_dir():
             raise UserError(f"--clip local-dir:{folder} does not exist: expected a folder with open_clip_config.json")
         config = read_json(folder / "open_clip_config.json", "--clip")
@@ -139,7 +140,7 @@ class ClipEncoder:
     def around(
         cls, model: Any, tokenizer: Any, card: ClipCard, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> ClipEncoder:
-        """An encoder of a model that is loaded already, on the device, for inputs of the dtype."""
+        """Return an encoder of a model that is loaded already, on the device, for inputs of the dtype."""
         encoder = cls.__new__(cls)
         encoder._hold(model, tokenizer, card, device, dtype)
         return encoder

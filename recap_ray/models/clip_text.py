@@ -19,7 +19,7 @@ from recap_ray.models.clip_tower import Packed, PackedTower, packed_tower, to_de
 log = logging.getLogger(__name__)
 
 # Tokens in one forward pass. ViT-B/32 on one Zen 4 core: 75 texts/s with 1024 or 2048, 64 with 256, 59 with 8192, which
-# outgrow the cache. For a GPU 32,768 is a guess, 0.3 GB at ViT-H's width: none was at hand.
+# outgrow the cache. For a GPU 32,768 is a guess, 0.3 GB at ViT-H's width: none was available.
 CPU_TOKENS, CUDA_TOKENS = 1024, 32_768
 
 PADDED_TOKENS = 64  # about a context, for a tower that needs its padding
@@ -54,7 +54,7 @@ class TextEncoder:
         return found[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     def _batches(self, lengths: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
-        """The rows in their order, split where another `batch_tokens` tokens begin."""
+        """Return the rows in their order, split where another `batch_tokens` tokens begin."""
         begins = lengths[order].cumsum() - lengths[order]
         return np.split(order, np.flatnonzero(np.diff(begins // self.batch_tokens)) + 1)
 

@@ -46,7 +46,7 @@ class PieceTokenizer:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start and end."""
+        """Return the ids of a text, without start and end."""
         # Repairing encodings and HTML is most of the time, and changes nothing in printable ASCII without '&'.
         if self.lowers and text.isascii() and text.isprintable() and "&" not in text:
             cleaned = text.lower()

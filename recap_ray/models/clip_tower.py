@@ -19,12 +19,12 @@ from torch.nn import Linear, functional
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor there; to a GPU from pinned memory, which waits for nothing that runs on it."""
+    """Return the tensor there; to a GPU from pinned memory, which waits for nothing that runs on it."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def packed_tower(model: Any) -> PackedTower | None:
-    """The packed form of an open_clip model's text tower, or None for a tower that needs its padding."""
+    """Return the packed form of an open_clip model's text tower, or None for a tower that needs its padding."""
     tower = getattr(model, "text", model)  # CustomTextCLIP keeps it apart, CLIP is its own
     if type(tower) not in (CLIP, TextTransformer):
         return None  # HFTextEncoder, whose towers are mostly bidirectional; or a class unknown here
@@ -97,7 +97,7 @@ def _attend(block: Any, x: torch.Tensor, texts: Packed, grid: torch.Tensor) -> t
 
 
 def _rest(block: Any, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-    """What ResidualAttentionBlock does after attention, row by row."""
+    """Return what ResidualAttentionBlock does after attention, row by row."""
     x = x + block.ls_1(block.attn.out_proj(attended))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 

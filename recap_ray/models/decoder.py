@@ -57,7 +57,7 @@ class Decoder:
         # together, and wants fixed shapes.
         self.static = static
         # How many steps go by before the host waits to learn which slots have ended. On a CPU there is no waiting.
-        self.look_every = 4 if self.static or self.device.type != "cpu" else 1
+        self.sync_every = 4 if self.static or self.device.type != "cpu" else 1
         self.memory = Memory(0, 0, 0)
         self.caches: dict[tuple[int, ...], SlotCache] = {}
         self.graphs: StepGraphs | None = None
@@ -93,7 +93,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Appends `tokens` (R,) to the slots `rows` (R,) that `going_on` gave; logits (R, V) of what follows."""
+        """Append `tokens` (R,) to the slots `rows` (R,) that `going_on` gave; logits (R, V) of what follows."""
         self.position += 1
         places = self.place[rows]
         if not self.static:
@@ -105,9 +105,9 @@ class Decoder:
         return self.graphs.run(key, appended, tokens, places, self.position)
 
     @torch.inference_mode()
-    def going_on(self, ended: torch.Tensor) -> torch.Tensor:
-        """The slots (R,) that go through the next step: those not `ended` (S,) and, for the fixed shapes of graphs,
-        some that have; none once all have ended. Waits for the GPU."""
+    def active(self, ended: torch.Tensor) -> torch.Tensor:
+        """Return the slots (R,) that go through the next step: those not `ended` (S,) and, for the fixed shapes of
+        graphs, some that have; none once all have ended. Waits for the GPU."""
         alive = ~ended
         count = int(alive.sum())
         if count == 0:
@@ -142,8 +142,8 @@ class Decoder:
         self.place.view(-1, self.slots)[self.held] = places.view(-1, self.slots)
 
     def _cache(self, count: int, room: int, steps: int) -> SlotCache:
-        """The cache of a batch. When it wants more memory than there is, all of it is taken anew, and the graphs that
-        know the old addresses go with it."""
+        """Return the cache of a batch. When it wants more memory than there is, all of it is taken anew, and the graphs
+        that know the old addresses go with it."""
         wanted = (count * self.slots, steps, count * room if self.static else 0)
         if not self.memory.holds(*wanted):
             self.memory = self.memory.larger(*wanted)
@@ -192,7 +192,7 @@ class Decoder:
 
 
 def fuse_activations(model: torch.nn.Module) -> None:
-    """Puts torch's one kernel in the place of GPT-2's activation, which transformers writes as eight operations: the
+    """Put torch's one kernel in the place of GPT-2's activation, which transformers writes as eight operations: the
     same formula, a tenth of the time of a step."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -202,7 +202,7 @@ def fuse_activations(model: torch.nn.Module) -> None:
 
 @torch.inference_mode()
 def check_driven(model: Any) -> None:
-    """Raises ValueError unless `model`, driven through a SlotCache, writes what it writes with its own attention: not
+    """Raise ValueError unless `model`, driven through a SlotCache, writes what it writes with its own attention: not
     every architecture lets its attention be replaced, and some would go wrong silently."""
     prompt, new = [5, 4, 3, 2], 6
     decoder = Decoder(model, static=False)
@@ -245,5 +245,5 @@ def can_be_captured(model: Any) -> bool:
 
 
 def _rounded_up(count: int, step: int) -> int:
-    """The smallest multiple of `step` that is at least `count`."""
+    """Return the smallest multiple of `step` that is at least `count`."""
     return count + -count % step

@@ -20,7 +20,7 @@ from torch import nn
 from recap_ray.errors import UserError, first_line
 from recap_ray.models.names import folder_identity
 from recap_ray.models.prefix_mapper import MAPPERS, MapperShape
-from recap_ray.storage.cache import fetched
+from recap_ray.storage.cache import cached_path
 from recap_ray.storage.files import read_json, write_json
 
 CARD, MAPPER_WEIGHTS = "decoder.json", "mapper.safetensors"
@@ -38,13 +38,14 @@ class DecoderCard:
     mapper: MapperShape | None  # None for recap
 
     def save(self, folder: Path, made_by: Mapping[str, Any]) -> None:
-        """Writes decoder.json, last of all files of the folder; `made_by` tells people how it came to be."""
+        """Write decoder.json, last of all files of the folder; `made_by` tells people how it came to be."""
         write_json(folder / CARD, {**asdict(self), "made_by": made_by})
 
     @classmethod
     def of(cls, decoder: str, method: str, clip: str, dim: int) -> DecoderCard:
-        """The card of a folder; raises UserError if it is no whole decoder, or made for another method or CLIP."""
-        folder = fetched(decoder, "--decoder")
+        """Return the card of a folder; raises UserError if it is no whole decoder, or made for another method or
+        CLIP."""
+        folder = cached_path(decoder, "--decoder")
         content = read_json(folder / CARD, f"--decoder {decoder} (make it with train-decoder or import-decoder)")
         try:
             shape = MapperShape(**content["mapper"]) if content["mapper"] else None
@@ -68,11 +69,12 @@ class DecoderCard:
         return card
 
     def load_mapper(self, decoder: str) -> nn.Module:
-        """The mapper with its weights, float32 on the CPU; raises UserError if they are damaged or of other shapes."""
+        """Return the mapper with its weights, float32 on the CPU; raises UserError if they are damaged or of other
+        shapes."""
         assert self.mapper
         try:
             mapper = self.mapper.build()
-            mapper.load_state_dict(safetensors.torch.load_file(fetched(decoder, "--decoder") / MAPPER_WEIGHTS))
+            mapper.load_state_dict(safetensors.torch.load_file(cached_path(decoder, "--decoder") / MAPPER_WEIGHTS))
         except Exception as error:  # safetensors raises its own kinds
             raise UserError(
                 f"--decoder {decoder}: {MAPPER_WEIGHTS} could not be loaded ({first_line(error)}); make it again"
@@ -82,4 +84,4 @@ class DecoderCard:
 
 def decoder_identity(decoder: str) -> str:
     """Equal for equal decoders, wherever they lie."""
-    return folder_identity(fetched(decoder, "--decoder"))
+    return folder_identity(cached_path(decoder, "--decoder"))

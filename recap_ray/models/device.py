@@ -22,7 +22,7 @@ class Compute:
     precision: str = "auto"
 
     def check(self) -> None:
-        """Raises UserError for a name that is none; whether there is such a device shows where the models run."""
+        """Raise UserError for a name that is none; whether there is such a device shows where the models run."""
         for flag, name, known in (("device", self.device, DEVICES), ("precision", self.precision, PRECISIONS)):
             if name not in known:
                 raise UserError(f"--{flag} {name} is no {flag}: expected one of {', '.join(known)}")
@@ -37,7 +37,7 @@ class Compute:
         return torch.device(self.device)
 
     def choose_dtype(self, on_gpu: torch.dtype) -> torch.dtype:
-        """The type of a model's weights: `auto` is float32 on a CPU and `on_gpu` on a GPU."""
+        """Return the type of a model's weights: `auto` is float32 on a CPU and `on_gpu` on a GPU."""
         if self.precision == "auto":
             return torch.float32 if self.choose_device().type == "cpu" else on_gpu
         return getattr(torch, self.precision)
@@ -45,7 +45,7 @@ class Compute:
 
 @contextmanager
 def load_errors(flag: str, name: str) -> Iterator[None]:
-    """Turns the many ways in which a model can fail to load into one line that names the flag and the model."""
+    """Turn the many ways in which a model can fail to load into one line that names the flag and the model."""
     try:
         yield
     except Exception as error:  # hub, safetensors, JSON and torch each raise kinds of their own

@@ -44,7 +44,7 @@ def language_model_identity(name: str) -> str:
 
 
 def check_language_model(name: str, decoding: Decoding, prefix: MapperShape | None = None) -> None:
-    """Raises UserError if there is no such model, if it has no room for a prompt and so many new tokens, or fewer
+    """Raise UserError if there is no such model, if it has no room for a prompt and so many new tokens, or fewer
     tokens than beams. With `prefix` the model is that of --decoder, which continues what such a mapper makes.
 
     Reads its configuration, not its weights.
@@ -155,7 +155,7 @@ class LanguageModel:
         return int(SHARE_OF_MEMORY * max(0, total - 2 * weights) / bytes_a_token)
 
     def _texts(self, tokens: np.ndarray) -> list[str]:
-        """The first sentence of each row of new tokens."""
+        """Return the first sentence of each row of new tokens."""
         ends = self.stops.cpu().numpy()[tokens]
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
         rows = [row[:length] for row, length in zip(tokens.tolist(), lengths)]
@@ -172,7 +172,7 @@ class LanguageModel:
 
 
 def _power_of_two(count: int) -> int:
-    """The largest one that is at most so much; 0 of 0."""
+    """Return the largest one that is at most so much; 0 of 0."""
     return 1 << (count.bit_length() - 1) if count else 0
 
 

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from recap_ray.models.tiny import TINY_CLIP, TINY_LANGUAGE_MODEL
-from recap_ray.storage.cache import fetched
+from recap_ray.storage.cache import cached_path
 from recap_ray.storage.files import digest_of, file_digest
 from recap_ray.storage.paths import is_remote
 
@@ -17,20 +17,20 @@ OF_THE_RUN = ("run.json", "summary.json")  # what a job keeps beside a model tha
 
 
 def language_model_path(name: str, flag: str = "--language-model") -> str:
-    """What transformers can load: a name on its hub, or a folder on this machine, for a URL a copy."""
+    """Return what transformers can load: a name on its hub, or a folder on this machine, for a URL a copy."""
     name = LANGUAGE_MODEL_ALIASES.get(name, name)
-    return str(fetched(name, flag)) if is_remote(name) else name
+    return str(cached_path(name, flag)) if is_remote(name) else name
 
 
 def clip_path(name: str) -> str:
-    """The same for open_clip, whose folders begin with local-dir."""
+    """Return the same for open_clip, whose folders begin with local-dir."""
     folder = name.removeprefix("local-dir:")
-    return f"local-dir:{fetched(folder, '--clip')}" if folder != name else name
+    return f"local-dir:{cached_path(folder, '--clip')}" if folder != name else name
 
 
 @cache
 def folder_identity(folder: Path) -> str:
-    """The folder's name and a digest of its files: the same model is the same on every machine.
+    """Return the folder's name and a digest of its files: the same model is the same on every machine.
 
     Weights, configuration and tokenizer count; other files (a README, the run that made it) do not.
     """

@@ -32,7 +32,7 @@ class MapperShape:
     heads: int = 0
 
     def build(self) -> nn.Module:
-        """The mapper with fresh weights: (n, D) -> (n, P, width)."""
+        """Return the mapper with fresh weights: (n, D) -> (n, P, width)."""
         return MlpMapper(self) if self.kind == "mlp" else TransformerMapper(self)
 
 

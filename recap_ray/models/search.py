@@ -37,8 +37,8 @@ class Decoding:
 
 
 def search(decoder: Decoder, prompts: Prompts, keys: list[str], stops: torch.Tensor, decoding: Decoding) -> np.ndarray:
-    """New tokens (n, candidates, max_new_tokens) of n prompts, the first that `stops` (V,) holds true for being the
-    last; what follows it means nothing. `keys` of the prompts seed the draws."""
+    """Return new tokens (n, candidates, max_new_tokens) of n prompts, the first that `stops` (V,) holds true for being
+    the last; what follows it means nothing. `keys` of the prompts seed the draws."""
     if decoding.beams:
         found = beam_search(decoder, prompts, stops, decoding.beams, decoding.max_new_tokens)
         return found[:, : decoding.candidates].cpu().numpy()
@@ -63,8 +63,8 @@ def sample(
         ended[rows] |= stops[new]
         if step + 1 == steps:
             break
-        if step % decoder.look_every == 0:
-            rows = decoder.going_on(ended)
+        if step % decoder.sync_every == 0:
+            rows = decoder.active(ended)
             if not len(rows):
                 break
         logits = decoder.step(tokens[rows, step], rows)
@@ -81,10 +81,10 @@ def beam_search(decoder: Decoder, prompts: Prompts, stops: torch.Tensor, beams: 
     tokens = torch.zeros((*new.shape, steps), dtype=torch.long, device=new.device)
     tokens[..., 0] = new
     for step in range(1, steps):
-        if (step - 1) % decoder.look_every == 0:
+        if (step - 1) % decoder.sync_every == 0:
             # A beam may be taken over by another of its prompt before the next look.
-            resting = ended if decoder.look_every == 1 else ended.all(1, keepdim=True).expand_as(ended)
-            rows = decoder.going_on(resting.flatten())
+            resting = ended if decoder.sync_every == 1 else ended.all(1, keepdim=True).expand_as(ended)
+            rows = decoder.active(resting.flatten())
             if not len(rows):
                 break
         logits = decoder.step(tokens[..., step - 1].flatten()[rows], rows)
@@ -105,8 +105,8 @@ def beam_search(decoder: Decoder, prompts: Prompts, stops: torch.Tensor, beams: 
 def _continuations(
     logits: torch.Tensor, rows: torch.Tensor, sums: torch.Tensor, lengths: torch.Tensor, ended: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each beam may become: mean log-probabilities (n, beams, beams) and tokens of its likeliest continuations.
-    A beam that has ended stays what it is."""
+    """Return what each beam may become: mean log-probabilities (n, beams, beams) and tokens of its likeliest
+    continuations. A beam that has ended stays what it is."""
     beams = sums.shape[1]
     added, following = top_log_probabilities(logits, beams)
     means = torch.full((sums.numel(), beams), -torch.inf, device=sums.device)
@@ -120,15 +120,15 @@ def _continuations(
 
 
 def top_log_probabilities(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest log-probabilities of each row of `logits` (rows, V), falling, and their tokens (rows, k)."""
+    """Return the k largest log-probabilities of each row of `logits` (rows, V), falling, and their tokens (rows, k)."""
     logits = logits.float()
     top, tokens = top_logits(logits, k)
     return top - logits.logsumexp(-1, keepdim=True), tokens
 
 
 def top_logits(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row (rows, V), falling, and where they are: `topk` in two steps, 1.5 times faster for
-    k = 50 and 5 times for k = 5 (V = 50,257, one CPU core).
+    """Return the k largest of each row (rows, V), falling, and where they are: `topk` in two steps, 1.5 times faster
+    for k = 50 and 5 times for k = 5 (V = 50,257, one CPU core).
 
     Cut into chunks, the k largest lie within the k chunks of the largest maxima; only these are sorted.
     """
@@ -145,7 +145,8 @@ def top_logits(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def uniform_draws(key: str, decoding: Decoding) -> np.ndarray:
-    """The uniform random numbers (candidates, max_new_tokens) of one image: a function of its key and the seed."""
+    """Return the uniform random numbers (candidates, max_new_tokens) of one image: a function of its key and the
+    seed."""
     digest = hashlib.blake2b(f"{decoding.seed}\0{key}".encode(), digest_size=16).digest()
     stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest)))
     return stream.random((decoding.candidates, decoding.max_new_tokens), dtype=np.float32)

@@ -38,7 +38,8 @@ def _attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer: hands over to the `attend` that was given to the model's forward."""
+    """Return what transformers calls in each layer: hands over to the `attend` that was given to the model's
+    forward."""
     if softcap is not None:
         raise NotImplementedError("its attention caps its scores (softcap)")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -49,7 +50,7 @@ AttentionInterface.register(IMPLEMENTATION, _attention)
 
 
 def attend_both_ways(mask: torch.Tensor) -> Attend:
-    """The attention of an encoder over prompts whose padding `mask` (n, 1, 1, P) holds -inf for."""
+    """Return the attention of an encoder over prompts whose padding `mask` (n, 1, 1, P) holds -inf for."""
 
     def attend(module: Any, query: Any, key: Any, value: Any, scale: float, bias: torch.Tensor | None) -> torch.Tensor:
         added = mask if bias is None else mask + bias
@@ -78,8 +79,8 @@ class Memory:
         return Memory(max(self.slots, slots), max(self.steps, steps), max(self.prompt_tokens, prompt_tokens))
 
     def own_of(self, layer: int, like: torch.Tensor, zeros: bool) -> Pair:
-        """A layer's, for keys like `like` (R, K, 1, d). Zeros for a graph, which looks at positions that are not yet
-        written, where 0 * nan would be nan; elsewhere a page takes memory only once it is written."""
+        """Return a layer's, for keys like `like` (R, K, 1, d). Zeros for a graph, which looks at positions that are not
+        yet written, where 0 * nan would be nan; elsewhere a page takes memory only once it is written."""
         if layer == len(self.own):
             make = like.new_zeros if zeros else like.new_empty
             shape = (self.slots, like.shape[1], self.steps, like.shape[3])
@@ -87,7 +88,7 @@ class Memory:
         return self.own[layer]
 
     def prompt_of(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        """A layer's keys and values (n, K, P, d) of the prompts, copied to where they are looked for."""
+        """Return a layer's keys and values (n, K, P, d) of the prompts, copied to where they are looked for."""
         if layer == len(self.prompt):
             size = self.prompt_tokens * key.shape[1] * key.shape[3]
             self.prompt.append((key.new_empty(size), key.new_empty(size)))
@@ -121,8 +122,8 @@ class SlotCache(Cache):
         self.prompts, self.slots, self.room, self.filling = len(lengths), slots, room, True
 
     def read(self, places: torch.Tensor) -> None:
-        """The prompts' tokens are to come end to end, without their padding: `places` (T,) tells where each is in the
-        grid of n x room positions."""
+        """Expect the prompts' tokens end to end, without their padding: `places` (T,) is where each one stands
+        in the grid of n x room positions."""
         self.places = places
 
     def attend_prompt(
@@ -144,7 +145,7 @@ class SlotCache(Cache):
             self.later = torch.zeros_like(later, dtype=torch.float32).masked_fill(later, -torch.inf)
 
     def spread(self) -> None:
-        """Copies what the first slot of each prompt has at position 0 to its other slots."""
+        """Copy what the first slot of each prompt has at position 0 to its other slots."""
         for keys, values in self._own():
             for held in (keys, values):
                 first = held[:, :, 0].unflatten(0, (self.prompts, self.slots))
@@ -157,7 +158,7 @@ class SlotCache(Cache):
                 held[:, :, :written] = held[sources, :, :written]
 
     def keep(self, prompts: torch.Tensor) -> None:
-        """Keeps these prompts (n',) of the batch and their slots, in this order; not if static."""
+        """Keep these prompts (n',) of the batch and their slots, in this order; not if static."""
         slots = (prompts[:, None] * self.slots + torch.arange(self.slots, device=prompts.device)).flatten()
         for keys, values in self._own():
             for held in (keys, values):
@@ -172,7 +173,7 @@ class SlotCache(Cache):
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Holds the new keys and values of a layer, and gives those that its attention is to look at."""
+        """Keep the new keys and values of a layer, and gives those that its attention is to look at."""
         if self.filling:
             return self._fill(layer_idx, self._spread_out(key), self._spread_out(value))
         total = self.prompts * self.slots
@@ -209,12 +210,12 @@ class SlotCache(Cache):
         return sum(parts[1:], parts[0]).flatten(1, 2)[self.rows].unsqueeze(2)
 
     def _own(self) -> list[Pair]:
-        """What the slots of this batch have written, as views."""
+        """Return what the slots of this batch have written, as views."""
         total = self.prompts * self.slots
         return [(keys[:total], values[:total]) for keys, values in self.memory.own]
 
     def _fill(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> Pair:
-        """Holds them laid out for the products of every step, which would else copy them each time."""
+        """Keep them laid out for the products of every step, which would else copy them each time."""
         held = self.memory.prompt_of(layer, key, value) if self.static else (key.contiguous(), value.contiguous())
         self.prompt[layer:] = [held]
         return held
@@ -244,6 +245,6 @@ class SlotCache(Cache):
         return scores.unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)
 
     def _of_prompt(self, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The values (S, K, H/K, d) that weights (S, K, H/K, P) pick out of the prompts."""
+        """Return the values (S, K, H/K, d) that weights (S, K, H/K, P) pick out of the prompts."""
         grouped = weights.unflatten(0, (self.prompts, self.slots)).transpose(1, 2).flatten(2, 3)
         return (grouped @ value).unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)

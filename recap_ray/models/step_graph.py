@@ -27,7 +27,7 @@ class StepGraphs:
     def run(
         self, key: tuple[int, ...], step: Step, tokens: torch.Tensor, places: torch.Tensor, position: int
     ) -> torch.Tensor:
-        """The logits of the step of the shape `key`; `step` is called only to be recorded."""
+        """Return the logits of the step of the shape `key`; `step` is called only to be recorded."""
         if tokens.device.type == "cpu":  # has no graphs: tests try the fixed shapes so
             return step(tokens, places, torch.tensor([position]))
         if key not in self.graphs:

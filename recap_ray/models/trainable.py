@@ -36,10 +36,10 @@ class Batch:
     embeddings: torch.Tensor | None  # (b, D) for the mapper, if there is one
     tokens: torch.Tensor  # (b, L), padded on the right: a prompt, if there is one, and the caption with its end
     begins: torch.Tensor  # (b,) where the caption begins
-    foretold: torch.Tensor  # (b, L) bool: which tokens are to be foretold, none of the padding
+    loss_mask: torch.Tensor  # (b, L) bool: which tokens are to be predicted, none of the padding
 
     def to(self, device: torch.device) -> Batch:
-        """The batch there."""
+        """Return the batch there."""
         return self._each(lambda tensor: tensor.to(device))
 
     def __getitem__(self, rows: slice) -> Batch:
@@ -50,7 +50,7 @@ class Batch:
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         embeddings = None if self.embeddings is None else change(self.embeddings)
-        return Batch(embeddings, change(self.tokens), change(self.begins), change(self.foretold))
+        return Batch(embeddings, change(self.tokens), change(self.begins), change(self.loss_mask))
 
 
 class Trainable(nn.Module):
@@ -63,13 +63,13 @@ class Trainable(nn.Module):
         language_model.requires_grad_(tuned)
 
     def train(self, mode: bool = True) -> Trainable:
-        """A frozen language model stays as it is used: without dropout."""
+        """Set the training mode; a frozen language model stays in evaluation mode, without dropout."""
         super().train(mode)
         self.language_model.train(mode and self.tuned)
         return self
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropy in nats, summed over the tokens that are foretold.
+        """Cross-entropy in nats, summed over the tokens that are predicted.
 
         Padding comes after the caption, where causality keeps it out, so that no mask is needed.
         """
@@ -78,20 +78,20 @@ class Trainable(nn.Module):
             inputs = torch.cat([self.mapper(batch.embeddings).to(inputs.dtype), inputs], 1)
         hidden = self.language_model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
         before = hidden.shape[1] - batch.tokens.shape[1]  # of the prefix
-        # What stands before a token foretells it; the first token of a prompt has nothing before it.
+        # What stands before a token predicts it; the first token of a prompt has nothing before it.
         hidden = hidden[:, before - 1 : -1] if before else hidden[:, :-1]
         first = batch.tokens.shape[1] - hidden.shape[1]
-        chosen = batch.foretold[:, first:]
+        chosen = batch.loss_mask[:, first:]
         logits = self.language_model.get_output_embeddings()(hidden[chosen])
         return functional.cross_entropy(logits.float(), batch.tokens[:, first:][chosen], reduction="sum")
 
-    def changing(self) -> dict[str, nn.Parameter]:
-        """The weights that are trained, by name."""
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the weights that are trained, by name."""
         return {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     @torch.inference_mode()
     def continue_greedily(self, batch: Batch, end: int, steps: int) -> list[list[int]]:
-        """What is written after the mapper's prefix, or for recap after the prompt, in a batch of one row."""
+        """Return what is written after the mapper's prefix, or for recap after the prompt, in a batch of one row."""
         inputs = self.language_model.get_input_embeddings()(batch.tokens[:, : int(batch.begins[0])])
         if self.mapper is not None:
             inputs = torch.cat([self.mapper(batch.embeddings).to(inputs.dtype), inputs], 1)
@@ -101,7 +101,7 @@ class Trainable(nn.Module):
         return self.language_model.generate(**given_to, **ends).tolist()
 
     def save(self, folder: Path) -> None:
-        """Writes the mapper and the language model's folder, without its tokenizer."""
+        """Write the mapper and the language model's folder, without its tokenizer."""
         if self.mapper is not None:
             weights = {name: weight.contiguous() for name, weight in self.mapper.state_dict().items()}
             commit(folder / MAPPER_WEIGHTS, lambda path: safetensors.torch.save_file(weights, path))
@@ -111,7 +111,8 @@ class Trainable(nn.Module):
 def new_trainable(
     language_model: str, shape: MapperShape | None, tuned: bool, from_scratch: bool, dropout: float | None, seed: int
 ) -> tuple[Trainable, Any]:
-    """The model with fresh weights where it has none, and its tokenizer; raises UserError where they cannot be loaded.
+    """Return the model with fresh weights where it has none, and its tokenizer; raises UserError where they cannot be
+    loaded.
 
     Fresh weights follow from the seed.
     """
@@ -131,7 +132,8 @@ def new_trainable(
 
 
 def width_of(language_model: str) -> int:
-    """The width of its token embeddings; raises UserError unless it is a causal model, which alone can be trained."""
+    """Return the width of its token embeddings; raises UserError unless it is a causal model, which alone can be
+    trained."""
     with load_errors("--language-model", language_model):
         path = LANGUAGE_MODEL_ALIASES.get(language_model, language_model)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)

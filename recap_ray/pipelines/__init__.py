@@ -1,1 +1,1 @@
-"""The jobs as Ray Data pipelines: the only part of the project that imports ray."""
+"""Jobs as Ray Data pipelines; the only part of the project that imports ray."""

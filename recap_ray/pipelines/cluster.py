@@ -1,4 +1,8 @@
-"""Ray: found or started, told how to keep a part in one block, and ended only by whoever started it."""
+"""Ray sessions, and the resources of stages and actors.
+
+Ray is connected to or started, configured to keep a part in one block, and shut down only by the session that started
+it.
+"""
 
 from __future__ import annotations
 
@@ -24,35 +28,35 @@ from recap_ray.settings import RaySettings
 from recap_ray.storage.paths import storage_options, use_storage_options
 from recap_ray.timing.forecast import Workers
 
-# Small shares, so that a node that lost its neighbours still has room for the stages that read and write.
+# Small shares, so that a node that is left alone still has room for the stages that read and write.
 CPU_SHARE = 0.25
 
-# Two processes on a GPU: one fills it while the other one tokenises, ranks and writes columns.
-ACTORS_A_GPU = 2
+# Two processes per GPU: one keeps it busy while the other tokenises, ranks and writes columns.
+ACTORS_PER_GPU = 2
 
-# An actor that dies is started again as often as it takes: nodes on spot go many times in a long run. A batch that
-# kills its process is tried once more; Ray's own default is to retry for ever.
+# An actor that dies is always restarted: spot nodes are lost many times in a long run. A batch that kills its process
+# is retried once; the default of Ray is unlimited retries.
 ACTOR_RETRIES = {"max_restarts": -1, "max_task_retries": 1}
 
-# Ray ends workers that were idle for a second where there are more of them than CPUs, as small shares of CPUs allow.
-# The next part then meets a process that has to load torch first, some 3 s of a core: 113 parts on two busy
-# cores took 52 processes. Nodes of a cluster are told the same where they are started (cluster.yaml, deploy/).
+# Ray ends workers that were idle for a second if there are more of them than CPUs, as small shares of CPUs allow. The
+# next part then gets a process that has to load torch first, about 3 s of a core: 113 parts on two busy cores took 52
+# processes. Nodes of a cluster are configured the same way where they are started (cluster.yaml, deploy/).
 IDLE_WORKERS_KEPT_MS = 60_000
 
 WORKER_SETUP = "recap_ray.pipelines.worker_setup"
 
-STARTS = 3  # tries to start a local Ray
+START_ATTEMPTS = 3  # attempts to start a local Ray
 
 
 @contextmanager
 def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]:
-    """Ray for the length of a job: the cluster of RAY_ADDRESS, else a local one, which is ended afterwards.
+    """Connect to Ray for the duration of a job: the cluster of RAY_ADDRESS, else a local one, shut down afterwards.
 
-    A session inside another one uses the outer one's Ray. With `training` workers keep the noise of Ray Train back.
+    A nested session uses the Ray of the outer one. `training` silences the log messages of Ray Train in workers.
     """
     started = not ray.is_initialized()
     if started:
-        # Every worker compiles torch anew where bytecode is not kept.
+        # Without cached bytecode every worker compiles torch again.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         common = {"logging_level": logging.ERROR, "log_to_driver": True}
@@ -81,11 +85,11 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
     context.print_on_execution_start = False
     # Ray 2.60 has no other way yet to set the retries of an actor.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and told once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # failures are raised, and reported once
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise mistake_within(error) or error from None
+        raise find_user_error(error) or error from None
     finally:
         if started:
             ray.shutdown()
@@ -97,123 +101,127 @@ def join_ray() -> None:
         ray.init()
 
 
-def _start_local(**how: Any) -> None:
-    """A Ray on this machine. Ray gives up after 30 seconds, which a busy machine may take: then it is tried again."""
-    for left in reversed(range(STARTS)):
+def _start_local(**options: Any) -> None:
+    """Start a local Ray, with another attempt if a busy machine exceeds Ray's startup timeout of 30 seconds."""
+    for remaining in reversed(range(START_ATTEMPTS)):
         try:
-            ray.init("local", **how)
+            ray.init("local", **options)
             return
-        except Exception as error:  # Ray raises no other
-            if "timed out during startup" not in str(error) or not left:
+        except Exception as error:  # the only type that Ray raises here
+            if "timed out during startup" not in str(error) or not remaining:
                 raise
             print("Ray did not start within its 30 s on this busy machine: trying again", flush=True)
 
 
 @dataclass(frozen=True)
 class ModelActors:
-    """The actors of a stage that holds models: how many, and each one's share of a GPU."""
+    """Actor pool of a model stage: its minimum and maximum size, and the GPU share of each actor."""
 
-    least: int
-    most: int
+    min_size: int
+    max_size: int
     gpu_share: float
 
     def stage(self) -> dict[str, Any]:
-        """Arguments of `map_batches_internal` for the stage, on whole blocks: the public `map_batches` of Ray 2.60
-        wants a batch size where GPUs are asked for, which would join and cut blocks. The next block lies ready in the
-        memory of the actor's node while it works on one (Ray keeps two tasks under way for each actor)."""
+        """Return the arguments of `map_batches_internal` for the stage, on whole blocks.
+
+        The public `map_batches` of Ray 2.60 requires a batch size with GPUs, which would merge and split blocks. The
+        next block is prefetched to the actor's node (Ray keeps two tasks in flight per actor).
+        """
         return {
             "batch_size": None,
             "num_cpus": CPU_SHARE,
             "num_gpus": self.gpu_share,
             "fn_constructor_kwargs": {"options": storage_options()},
-            "compute": ActorPoolStrategy(min_size=self.least, max_size=self.most),
+            "compute": ActorPoolStrategy(min_size=self.min_size, max_size=self.max_size),
             **ACTOR_RETRIES,
         }
 
 
-def model_actors(asked: tuple[int, int] | None, device: str, parts: int) -> ModelActors:
-    """How many actors hold models: as many as asked for, at least and at most, else two a GPU, so that one computes
-    while the other one reads and writes text, or without GPUs one a CPU; never more than there are parts.
+def model_actors(requested: tuple[int, int] | None, device: str, parts: int) -> ModelActors:
+    """Return the pool of model actors: as requested (minimum, maximum), else two per GPU, or without GPUs one per CPU.
 
-    A range is for clusters that grow: they start small or from nothing, so that there is nothing to count. Of GPUs that
-    are to come, too, two actors share one.
+    With two per GPU one computes while the other reads and writes text. The pool is never larger than the number of
+    parts. A range is for autoscaling clusters, which start small or empty, so that there is nothing to count yet; two
+    actors share each GPU that is added, too.
 
-    On a CPU each computes in one thread (`use_one_thread`): threads that share their cores with other work wait for
-    each other at every operation, which made decoding with two threads beside one busy process 100 times slower than
-    with one. Pictures are decoded on the same cores in between, which is about a hundredth of the work.
+    On a CPU each actor computes in one thread (`use_one_thread`): threads that share their cores with other work wait
+    for each other at every operation, which made decoding with two threads next to one busy process 100 times slower
+    than with one. Images are decoded on the same cores, which is about a hundredth of the work.
     """
     gpus = 0 if device == "cpu" else int(_resource("GPU"))
     on_gpus = gpus > 0 or device == "cuda"
-    if asked is None and on_gpus and not gpus:
-        asked = (1, parts)  # GPUs that are to come
-    if asked and asked[0] < asked[1]:
-        return ModelActors(min(asked[0], parts), min(asked[1], parts), 1 / ACTORS_A_GPU if on_gpus else 0)
-    room = _room()
-    if asked and asked[0] > room:  # without a CPU left for the stages around it nothing would ever move
+    if requested is None and on_gpus and not gpus:
+        requested = (1, parts)  # the cluster has yet to add GPUs
+    if requested and requested[0] < requested[1]:
+        return ModelActors(min(requested[0], parts), min(requested[1], parts), 1 / ACTORS_PER_GPU if on_gpus else 0)
+    room = _room()  # without a CPU for the other stages nothing would move
+    if requested and requested[0] > room:
         raise UserError(
-            f"--gpu-actors {asked[0]}: {_resource('CPU'):g} CPUs have room for at most {room} beside the other stages; "
-            f"on a cluster that grows give a range, 1:{asked[0]}"
+            f"--gpu-actors {requested[0]}: {_resource('CPU'):g} CPUs have room for at most {room} beside the other "
+            f"stages; on an autoscaling cluster give a range, 1:{requested[0]}"
         )
-    count = min(asked[0] if asked else ACTORS_A_GPU * gpus or max(1, int(_resource("CPU"))), room, parts)
+    count = min(requested[0] if requested else ACTORS_PER_GPU * gpus or max(1, int(_resource("CPU"))), room, parts)
     return ModelActors(count, count, 1 / -(-count // gpus) if gpus else 0)
 
 
 def model_stage(device: str, parts: int) -> dict[str, Any]:
-    """Arguments of `map_batches_internal` for a stage that embeds: as `model_actors`, but one CPU is left for decoding,
-    which is a larger share of the work here."""
+    """Return the arguments of `map_batches_internal` for an embedding stage.
+
+    As `model_actors`, but one CPU is reserved for decoding, which is a larger share of the work here.
+    """
     actors = model_actors(None, device, parts)
     if not actors.gpu_share:
-        count = min(actors.most, max(1, int(_resource("CPU")) - 1))
+        count = min(actors.max_size, max(1, int(_resource("CPU")) - 1))
         actors = ModelActors(count, count, 0)
     return actors.stage()
 
 
 class ModelActor(ABC):
-    """An actor of a model stage: loads its models when it starts, then processes blocks.
+    """Actor of a model stage, which loads its models at the start and then processes blocks.
 
-    A user's mistake that shows only in loading (a hub out of reach, a damaged index) is kept until the first block:
-    Ray tells the driver of a constructor's error as text alone, after starting the actor again several times.
+    A UserError in loading (hub unreachable, damaged index) is raised with the first block: Ray passes an error of a
+    constructor to the driver only as text, after restarting the actor several times.
     """
 
     def __init__(self, *arguments: Any, options: Mapping[str, Any]):
-        use_storage_options(json.dumps(options))  # models may lie on a store
-        self.mistake: UserError | None = None
+        use_storage_options(json.dumps(options))  # models may be in an object store
+        self.user_error: UserError | None = None
         try:
             self.load(*arguments)
         except UserError as error:
-            self.mistake = error
+            self.user_error = error
 
     def __call__(self, batch: dict[str, Any]) -> Any:
-        """What `process` makes of the block."""
-        if self.mistake:
-            raise self.mistake
-        use_one_thread()  # here, for Ray Data calls an actor in another thread than it makes it in
+        """Return the result of `process` for a block."""
+        if self.user_error:
+            raise self.user_error
+        use_one_thread()  # here: Ray Data calls an actor in another thread than its constructor
         return self.process(batch)
 
     @abstractmethod
     def load(self, *arguments: Any) -> None:
-        """Loads the models."""
+        """Load the models."""
 
     @abstractmethod
     def process(self, batch: dict[str, Any]) -> Any:
-        """Turns one block into another."""
+        """Process one block and return the next one."""
 
 
 def use_one_thread() -> None:
-    """Make torch, numpy and FAISS compute in one thread when they are called from this thread.
+    """Limit torch, numpy and FAISS to one thread when they are called from this thread.
 
-    Ray asks for that through OMP_NUM_THREADS, but only where the machine has not set it, and not in a worker that had
-    loaded the libraries for another task. The number of threads changes how products are rounded, and a part's rows
-    must not depend on which process computed them.
+    Ray sets OMP_NUM_THREADS for that, but only if the machine does not set it, and not in a worker that loaded the
+    libraries for an earlier task. The number of threads changes the rounding of products, and the rows of a part must
+    not depend on the process that computed them.
     """
-    if torch := sys.modules.get("torch"):  # stages that need no model do without it
+    if torch := sys.modules.get("torch"):  # not loaded in stages without a model
         torch.set_num_threads(1)
-    threadpool_limits(1)  # OpenMP and MKL keep a limit for each thread that calls them
+    threadpool_limits(1)  # OpenMP and MKL keep a limit per calling thread
 
 
 @contextmanager
 def preserve_order() -> Iterator[None]:
-    """Make the datasets created within return their blocks in the order of their inputs, not as they are finished."""
+    """Make datasets created in this context return their blocks in input order instead of order of completion."""
     options = DataContext.get_current().execution_options
     before, options.preserve_order = options.preserve_order, True
     try:
@@ -223,44 +231,48 @@ def preserve_order() -> Iterator[None]:
 
 
 def cpu_stage() -> dict[str, Any]:
-    """Arguments of `map_batches` for a stage of CPU work on whole blocks: a CPU each, less on very small machines,
-    where whole CPUs would leave the other stages none. A block that kills its process is tried once more; Ray's own
-    default is to retry for ever."""
-    # A cluster that starts from a head without CPUs has none yet.
+    """Return the arguments of `map_batches` for a CPU-bound stage on whole blocks.
+
+    A task takes one CPU, or less on very small machines, where whole CPUs would leave none for the other stages. A
+    block that kills its process is retried once; the default of Ray is unlimited retries.
+    """
+    # An autoscaling cluster whose head has no CPUs starts with none.
     return {"batch_size": None, "num_cpus": min(1.0, _resource("CPU") / 4 or 1.0), "max_retries": 1}
 
 
 def _room() -> int:
-    """How many actors the CPUs have room for beside the other stages."""
+    """Return how many actors fit on the CPUs in addition to the other stages."""
     return max(1, int((_resource("CPU") - 1) / CPU_SHARE))
 
 
 def _resource(name: str) -> float:
-    """How much of it the nodes that are there have together."""
+    """Return the total of a resource over the current nodes."""
     return float(ray.cluster_resources().get(name, 0))
 
 
 def machine_counts() -> tuple[int, int]:
-    """CPUs and GPUs of the nodes that are there."""
+    """Return the number of CPUs and GPUs of the current nodes."""
     return int(_resource("CPU")), int(_resource("GPU"))
 
 
 def workers_of(actors: ModelActors) -> Workers:
-    """What these actors run on, by the nodes that are there now: where they wait for a cluster to grow, fewer of them
-    than there may be at most."""
+    """Return the resources that these actors run on, for the current nodes.
+
+    On an autoscaling cluster that has not grown yet they are fewer than the maximum.
+    """
     cpus, gpus = _resource("CPU"), _resource("GPU")
     if not actors.gpu_share:
-        return Workers(min(actors.most, _room()), 0, cpus)
-    there = max(1, min(actors.most, int(gpus / actors.gpu_share)))
-    return Workers(there, math.ceil(there * actors.gpu_share), cpus)
+        return Workers(min(actors.max_size, _room()), 0, cpus)
+    running = max(1, min(actors.max_size, int(gpus / actors.gpu_share)))
+    return Workers(running, math.ceil(running * actors.gpu_share), cpus)
 
 
 def light_stage() -> dict[str, Any]:
-    """Arguments of `map_batches` for a stage that mostly waits for the disk, and rarely kills its process."""
+    """Return the arguments of `map_batches` for an I/O-bound stage, which rarely kills its process."""
     return {"batch_size": None, "num_cpus": CPU_SHARE, "max_retries": 3}
 
 
-def mistake_within(error: Exception) -> UserError | None:
-    """The user's mistake that an actor met. Ray keeps of the exceptions of a stage no more than their text."""
-    found = re.findall(r"^recap_ray\.errors\.(?:UserError|MissingExtra): (.*)$", str(error), re.MULTILINE)
-    return UserError(found[-1]) if found else None
+def find_user_error(error: Exception) -> UserError | None:
+    """Return the UserError of a stage, if any; Ray preserves only the text of its exceptions."""
+    messages = re.findall(r"^recap_ray\.errors\.(?:UserError|MissingExtra): (.*)$", str(error), re.MULTILINE)
+    return UserError(messages[-1]) if messages else None

@@ -1,4 +1,4 @@
-"""What becomes of a part whose stage fails: the failure takes its place in the chain, and the other parts go on.
+"""Failures of parts: a failed part is replaced by its failure in the chain, and the other parts continue.
 
 No torch.
 """
@@ -15,27 +15,29 @@ import pyarrow as pa
 
 from recap_ray.errors import UserError
 
-FAILURE = "failure"  # the column of a block that is all that is left of a failed part: why
-MISTAKE = "mistake: "  # a failure that begins so is the user's: the driver raises it
-STOPPED = "stopped"  # for a part that was not begun, because the run is to end
+FAILURE = "failure"  # column of the block that replaces a failed part: the reason
+USER_ERROR = "mistake: "  # prefix of a failure that the driver raises as UserError
+STOPPED = "stopped"  # for a part that was not started, because the run is stopping
 
 
-def failed(part: str, why: str) -> dict[str, Any]:
-    """The block of a failed part."""
-    return {"part": np.array([part], object), FAILURE: np.array([why], object)}
+def failed(part: str, reason: str) -> dict[str, Any]:
+    """Return the block of a failed part."""
+    return {"part": np.array([part], object), FAILURE: np.array([reason], object)}
 
 
 def reason_of(error: Exception) -> str:
-    """Why a part failed, as the driver is to tell it: the user's mistake, or a traceback."""
-    return f"{MISTAKE}{error}" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+    """Return why a part failed, as the driver reports it: the UserError, or a traceback."""
+    return f"{USER_ERROR}{error}" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
 
 
-def guarded(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A stage's method that fails alone: what it raises becomes the failure of the part that its batch tells in the
-    column `part`, and a failure of an earlier stage is handed on. Where a batch has no such column all is raised."""
+def capture_failures(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Wrap a stage's method so that an exception becomes the failure of its part, named by the column `part`.
+
+    A failure of an earlier stage is passed on. Exceptions of a batch without the column `part` are raised.
+    """
 
     @wraps(stage)
-    def guarded_stage(self: Any, batch: Any) -> Any:
+    def wrapped(self: Any, batch: Any) -> Any:
         columns = batch.column_names if isinstance(batch, pa.Table) else batch
         if FAILURE in columns:
             return batch
@@ -48,4 +50,4 @@ def guarded(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         except Exception as error:
             return failed(name, reason_of(error))
 
-    return guarded_stage
+    return wrapped

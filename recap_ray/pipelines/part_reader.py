@@ -1,4 +1,4 @@
-"""The first stage of every job over parts: the name of a part -> its rows, out of its manifest. No torch."""
+"""First stage of every job over parts: name of a part -> its rows in the manifest. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from recap_ray.pipelines.failures import STOPPED, failed, guarded
+from recap_ray.pipelines.failures import STOPPED, capture_failures, failed
 from recap_ray.runs.parts import Part
 
 ITEM_SCHEMA = pa.schema(
@@ -21,7 +21,7 @@ ITEM_SCHEMA = pa.schema(
 
 
 def part_items(parts: Iterable[Part]) -> pa.Table:
-    """Parts as rows, to begin a chain with."""
+    """Return parts as rows, the input of a chain of stages."""
     rows = [
         {"part": part.name, "manifest": part.manifest, "row_group": part.row_group, "rows": part.rows} for part in parts
     ]
@@ -30,16 +30,16 @@ def part_items(parts: Iterable[Part]) -> pa.Table:
 
 @dataclass(frozen=True)
 class PartReader:
-    """Reads the rows of a part out of its manifest."""
+    """Stage that reads the rows of a part from its manifest."""
 
     folder: Path  # of manifests
     stop_file: Path | None = None
 
-    @guarded
+    @capture_failures
     def __call__(self, batch: dict[str, Any]) -> Any:
-        """The rows, with the part's name beside them."""
-        if why := batch["why"][0]:
-            return failed(batch["part"][0], why)
+        """Return the rows, with the name of the part as a column."""
+        if reason := batch["why"][0]:
+            return failed(batch["part"][0], reason)
         part = Part(batch["part"][0], batch["manifest"][0], int(batch["row_group"][0]), int(batch["rows"][0]))
         if self.stop_file is not None and self.stop_file.exists():
             return failed(part.name, STOPPED)

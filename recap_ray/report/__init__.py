@@ -1,4 +1,4 @@
-"""What people look at after a run: the HTML gallery, and two runs side by side. No torch."""
+"""HTML reports of runs: the gallery, and two runs side by side. No torch."""
 
 from recap_ray.report.compare import render_comparison
 from recap_ray.report.gallery import render_gallery

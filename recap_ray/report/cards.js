@@ -1,5 +1,5 @@
 "use strict";
-/* Orders, hides and shows the cards that are in the page; the same for all pages, which say in attributes what there is:
+/* Sorts, hides and shows the cards of the page; shared by all pages, which describe their content in attributes:
    a card its kinds and numbers (data-kinds, data-aligned="0.5", ...), a button what it sorts by, a bar or a caption what
    it shows alone (data-only="aligned 0.5 0.6" or "caption a dog"), a dot which card it leads to. The view is kept in the
    address, as in #sort=clip&order=down&text=dog&kind=error, so that it survives a reload and can be passed on. */
@@ -13,7 +13,7 @@ const list = document.getElementById("cards");
 const buttons = new Map([...tools.querySelectorAll("[data-sort]")].map((button) => [button.dataset.sort, button]));
 const picks = new Map([...document.querySelectorAll("[data-only]")].map((pick) => [pick.dataset.only, pick]));
 
-// The page comes ordered by key, so a card's place in it is its rank by key.
+// The page is sorted by key, so a card's position is its rank by key.
 const cards = [...list.children].map((element, rank) => ({
   element,
   rank,
@@ -25,14 +25,14 @@ const cards = [...list.children].map((element, rank) => ({
 let view = {};
 let placed = "key up";
 
-/* What a card is sorted or chosen by: a number, or null where it has none. */
+/* The number a card is sorted or selected by, or null if it has none. */
 function number(card, field) {
   if (field === "key") return card.rank;
   const value = card.element.dataset[field];
   return value === undefined ? null : Number(value);
 }
 
-/* Cards without the number come last whichever way the list is turned; equal ones stay in the order of keys. */
+/* Cards without the number come last in both orders; equal ones stay in the order of keys. */
 function compare(a, b) {
   const [x, y] = [number(a, view.sort), number(b, view.sort)];
   if (x === null || y === null) return (x === null) - (y === null) || a.rank - b.rank;
@@ -45,7 +45,7 @@ function place() {
   list.replaceChildren(...[...cards].sort(compare).map((card) => card.element));
 }
 
-/* Whether a card is among those that a pressed bar or caption shows alone. */
+/* Whether a card matches the pressed bar or caption. */
 function picked(card) {
   if (!view.only) return true;
   const [field, low, high] = view.only.split(" ");
@@ -85,7 +85,7 @@ function show() {
   makeRoom();
 }
 
-/* What is scrolled to must not hide under the tools, which take as many lines as the window lets them. */
+/* Scroll targets must not be hidden by the toolbar, whose height depends on the window. */
 function makeRoom() {
   const covered = getComputedStyle(tools).position === "sticky" ? tools.offsetHeight : 0;
   document.documentElement.style.scrollPaddingTop = `${covered + 16}px`;
@@ -113,14 +113,14 @@ function recall() {
   show();
 }
 
-/* Scrolls to an element, and again two frames later: cards take their true height only when they come into sight, and
-   the browser then moves the page to keep something else in its place. */
+/* Scrolls to an element, and again two frames later: cards get their real height only when they become visible, and
+   the browser then scrolls to keep another element in place. */
 function lookAt(element, block = "start") {
   element.scrollIntoView({ block });
   requestAnimationFrame(() => requestAnimationFrame(() => element.scrollIntoView({ block })));
 }
 
-/* After a change the first card is what one wants to see, not the place the reader had scrolled to. */
+/* After a change the view goes back to the first card. */
 function change() {
   show();
   remember();
@@ -133,14 +133,14 @@ function sortBy(sort) {
   change();
 }
 
-/* Shows what a bar or a caption stands for alone, or everything again; on a phone its cards would be out of sight. */
+/* Filters by a bar or a caption, or clears the filter; scrolls to the cards, which are out of sight on a phone. */
 function pick(name) {
   view.only = name === view.only ? "" : name;
   change();
   if (view.only && list.getBoundingClientRect().top > innerHeight - 100) lookAt(tools);
 }
 
-/* Leads to a card, even one that a filter hides. */
+/* Scrolls to a card, even if a filter hides it. */
 function goTo(rank) {
   const { element } = cards[rank];
   if (element.hidden) {
@@ -157,7 +157,7 @@ function act(target) {
   else if (mark) goTo(Number(mark.dataset.card));
 }
 
-/* The marks of a plot are one stop of the Tab key: arrow keys go from one to the next. */
+/* The marks of a plot are one tab stop: arrow keys move between them. */
 function rove(group, from, step) {
   const marks = [...group.querySelectorAll("[tabindex]")];
   const to = marks[Math.min(Math.max(marks.indexOf(from) + step, 0), marks.length - 1)];

@@ -1,7 +1,7 @@
-"""The rows of two runs -> one HTML page: the same pictures with both captions, what changed, and which scored higher.
+"""The rows of two runs -> one HTML page: the same images with both captions, the changes, and the higher scores.
 
-A score is compared only where both runs measured it alike: CLIP-S with the same CLIP, aCLIP-S also through the same
-map. Knows nothing of files or Ray: it is given rows, and returns text.
+A score is compared only if both runs measured it alike: CLIP-S with the same CLIP, aCLIP-S also with the same
+alignment. Knows nothing of files or Ray: it takes rows and returns text.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ KINDS = {
 def render_comparison(
     rows_a: Iterable[Row], rows_b: Iterable[Row], run_a: Row, run_b: Row, in_both: int, sample: str = "even"
 ) -> str:
-    """One HTML page that needs nothing but itself, its cards ordered by key.
+    """Render one self-contained HTML page, its cards sorted by key.
 
     The rows of both runs (schema.CAPTION_SCHEMA) have the same keys in the same order; those of A have two more items:
-    `thumbnail`, a data URI or None, and where it is None `no_picture`, why. Of each run.json the page shows the
-    settings that differ. `in_both` is how many images both runs have, of which these are a sample.
+    `thumbnail`, a data URI or None, and `no_picture`, the reason if it is None. Of each run.json the page shows the
+    settings that differ. `in_both` is the number of images in both runs, of which the rows are a sample.
     """
     differing = not_comparable(run_a, run_b)
     scores = {name: title for name, title in SCORES.items() if name not in differing}
@@ -78,24 +78,24 @@ def render_comparison(
 
 
 def sorts(scores: Mapping[str, str]) -> list[Sort]:
-    """By key, and by B - A of each score that can be compared (column -> title)."""
+    """Return the sort orders: by key, and by B - A of each score that can be compared (column -> title)."""
     changes = [(FIELDS[name], f"{title} change") for name, title in reversed(list(scores.items()))]
     return [BY_KEY, *(Sort(field, label, "A ahead first", "B ahead first", "down") for field, label in changes)]
 
 
 def not_comparable(run_a: Row, run_b: Row) -> dict[str, str]:
-    """Why a score of one run says nothing beside that of the other, by column; {} if both can be compared."""
-    clips, maps = ([_identity(run, name) for run in (run_a, run_b)] for name in ("clip", "alignment"))
+    """Return the reason why a score of the two runs cannot be compared, by column; {} if both can be compared."""
+    clips, alignments = ([_identity(run, name) for run in (run_a, run_b)] for name in ("clip", "alignment"))
     if clips[0] != clips[1]:
         return dict.fromkeys(SCORES, f"the runs used different CLIP models, {clips[0]} and {clips[1]}")
-    if maps[0] != maps[1]:
-        return {"aligned_clip_score": "the runs carried the pictures through different maps (--alignment)"}
+    if alignments[0] != alignments[1]:
+        return {"aligned_clip_score": "the runs used different alignments (--alignment)"}
     return {}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which run has the higher score how often."""
+    """The number of images for which each run has the higher score."""
 
     title: str
     higher_in_a: int
@@ -105,7 +105,7 @@ class Verdict:
 
 
 def verdict(title: str, changes: Iterable[float | None]) -> Verdict:
-    """Counts which side is higher; images without the score in both runs are left out."""
+    """Count which side is higher; images without the score in both runs are left out."""
     known = [change for change in changes if change is not None]
     return Verdict(
         title=title,
@@ -117,7 +117,7 @@ def verdict(title: str, changes: Iterable[float | None]) -> Verdict:
 
 
 def differing_settings(run_a: Row, run_b: Row) -> list[tuple[str, str, str]]:
-    """(name, of A, of B) of every setting that is not the same in both; models also by what they were found to be."""
+    """Return (name, of A, of B) of every setting that differs; models also by their resolved identities."""
     sides = []
     for run in (run_a, run_b):
         made_from = {f"{MODELS[name]}, as found": _identity(run, name) for name in MODELS if name != "method"}
@@ -128,7 +128,7 @@ def differing_settings(run_a: Row, run_b: Row) -> list[tuple[str, str, str]]:
 
 
 def card(a: Row, b: Row, scores: Sequence[str]) -> dict[str, Any]:
-    """What the template shows of one image: both sides, and B - A of the scores that can be compared."""
+    """Return the template values of one image: both sides, and B - A of the scores that can be compared."""
     sides = [_side(row) for row in (a, b)]
     sides[0]["words"], sides[1]["words"] = word_changes(sides[0]["caption"], sides[1]["caption"])
     return {
@@ -143,7 +143,7 @@ def card(a: Row, b: Row, scores: Sequence[str]) -> dict[str, Any]:
 
 
 def word_changes(a: str, b: str) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
-    """Both texts in pieces (text, changed): changed pieces are words that the other text has not at this place."""
+    """Split both texts into pieces (text, changed): changed words do not occur in the other text at that position."""
     words_a, words_b = (text.split() for text in (a, b))
     matcher = SequenceMatcher(None, words_a, words_b, autojunk=False)
     pieces_a: list[tuple[str, bool]] = []
@@ -176,7 +176,7 @@ def _change(a: float | None, b: float | None) -> float | None:
 
 
 def _identity(run: Row, name: str) -> Any:
-    """What a run found a model to be: its name with a digest of its weights; older runs told the setting alone."""
+    """Return the identity of a run's model: its name with a digest of its weights; for older runs only the setting."""
     return run.get("made_from", {}).get(name, run.get("settings", {}).get(name))
 
 

@@ -1,7 +1,7 @@
-"""What the pages share: one HTML file that needs nothing but itself, its pictures, its numbers and its order of keys.
+"""Shared parts of the pages: one self-contained HTML file, its thumbnails, numbers and order of keys.
 
-A page's security policy lets no script and no style in but its own, which it knows by their hashes, and no request out.
-Templates escape every text.
+A page's Content-Security-Policy allows only its own script and style, by their hashes, and no requests. Templates
+escape every text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ASSETS = Path(__file__).parent
 JPEG_QUALITY = 80
 THUMBNAIL_SIDE = 192
 
-# The settings that say what wrote the captions, by the words the pages use for them.
+# The settings of the models that wrote the captions, with their labels in the pages.
 MODELS = {
     "method": "method",
     "clip": "CLIP",
@@ -39,9 +39,9 @@ MODELS = {
 }
 
 SCORES = {"clip_score": "CLIP-S", "aligned_clip_score": "aCLIP-S"}
-FIELDS = {"clip_score": "clip", "aligned_clip_score": "aligned"}  # what cards call them
+FIELDS = {"clip_score": "clip", "aligned_clip_score": "aligned"}  # their names in the cards
 
-# What a page says of a sample.
+# The description of a sample in a page.
 SAMPLE_WORDS = {
     "even": "evenly spread over the run",
     "best": "those with the highest aCLIP-S",
@@ -51,11 +51,11 @@ SAMPLE_WORDS = {
 
 
 class Sort(NamedTuple):
-    """A button that orders the cards by a number that they carry, `field`; and the order that comes first."""
+    """A button that sorts the cards by their number `field`, and the initial order."""
 
     field: str
     label: str
-    up: str  # what that order is, in words
+    up: str  # label of ascending order
     down: str
     first: str
 
@@ -64,7 +64,7 @@ BY_KEY = Sort("key", "Key", "A to Z", "Z to A", "up")
 
 
 def render_page(template: str, style: str, **values: Any) -> str:
-    """The page of a template, with the style that all share and its own, and the script that all share."""
+    """Render a template, with the shared style, its own style and the shared script."""
     style = _asset("page.css") + _asset(style)
     script = _asset("cards.js")
     return (
@@ -81,9 +81,9 @@ def render_page(template: str, style: str, **values: Any) -> str:
 
 
 def thumbnail(data: bytes, max_side: int = THUMBNAIL_SIDE, limits: ImageLimits = ImageLimits()) -> str:
-    """The picture in `data`, upright and at most `max_side` pixels a side, as a `data:image/jpeg;base64,...` URI.
+    """Return the image in `data`, upright and at most `max_side` pixels a side, as a `data:image/jpeg;base64,...` URI.
 
-    Small pictures are never enlarged. Raises ImageError where the bytes are no whole picture.
+    Small images are not enlarged. Raises ImageError if the bytes are not a complete image.
     """
     image = decode(data, limits)
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -93,13 +93,13 @@ def thumbnail(data: bytes, max_side: int = THUMBNAIL_SIDE, limits: ImageLimits =
 
 
 def natural_order(key: str) -> list[tuple[int, str]]:
-    """A sort key that puts `img2` before `img10`, as file managers do."""
+    """Return a sort key that puts `img2` before `img10`, as file managers do."""
     parts = re.split(r"([0-9]{1,18})", key)
     return [(int(part), "") if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows of a table: {"a": {"b": 1}} -> [("a.b", "1")]."""
+    """Flatten nested settings to rows of a table: {"a": {"b": 1}} -> [("a.b", "1")]."""
     rows: list[tuple[str, str]] = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -110,34 +110,34 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, st
 
 
 def models_of(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What wrote the captions of a run: [("CLIP", "ViT-B-32:openai"), ...]."""
-    return [(label, settings[name] or "none") for name, label in MODELS.items() if _tells(settings, name)]
+    """Return the models of a run: [("CLIP", "ViT-B-32:openai"), ...]."""
+    return [(label, settings[name] or "none") for name, label in MODELS.items() if _uses(settings, name)]
 
 
 def finite(number: float | None) -> float | None:
-    """The number, or None where it is missing or NaN."""
+    """Return the number, or None if it is missing or NaN."""
     return None if number is None or not math.isfinite(number) else float(number)
 
 
 def mean(numbers: Iterable[float | None]) -> float | None:
-    """The mean of those that are not missing; None of none."""
+    """Return the mean of the numbers that are not missing; None if all are."""
     known = [number for number in map(finite, numbers) if number is not None]
     return math.fsum(known) / len(known) if known else None
 
 
 def split_error(error: str | None) -> tuple[str, str]:
-    """The code and the message of an error as a row carries it; two empty texts where there is none."""
+    """Return the code and the message of a row's error; two empty strings without error."""
     code, _, message = (error or "").partition(": ")
     return code, message
 
 
-def _tells(settings: Mapping[str, Any], name: str) -> bool:
-    """Whether a setting is the method's: None is what it has no use for, but for the map, which it may do without."""
+def _uses(settings: Mapping[str, Any], name: str) -> bool:
+    """Return whether the method uses a setting: unused ones are None, but None for the alignment means without one."""
     return bool(settings.get(name)) or (name == "alignment" and name in settings)
 
 
 def _csp_hash(text: str) -> str:
-    """The source expression by which a Content-Security-Policy admits exactly this inline text."""
+    """Return the source expression by which a Content-Security-Policy allows exactly this inline text."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 

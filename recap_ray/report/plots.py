@@ -1,8 +1,8 @@
 """Figures of a fit and of an evaluation: numbers in, a matplotlib Figure out.
 
-They are saved as SVG: sharp at any size, small, and its words can be searched and read aloud. pyplot is never imported:
-it holds figures and a backend that are the whole process's. Colours are Okabe and Ito's, which the colour-blind tell
-apart; whatever a colour says, a shape or a place says too.
+They are saved as SVG: sharp at any size, small, with text that can be searched and read aloud. pyplot is never
+imported: its figures and backend are global to the process. Colours are Okabe and Ito's, which the colour-blind can
+distinguish; everything shown by colour is also shown by shape or position.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WIDTH = 6.25  # inches: 600 pixels of a browser
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#767676", "#000000"
 STYLE_OF = dict(zip(PREPARATIONS, ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"))))
-TOLD = dict(zip(PREPARATIONS, ("as they are", "centred", "standardised")))
+LABELS = dict(zip(PREPARATIONS, ("as they are", "centred", "standardised")))
 DASHES = dict(zip(RIDGES, ("-", ":")))
 FILL = dict(zip(RIDGES, (None, "white")))
 
@@ -38,28 +38,28 @@ BINS = 30
 
 
 def require_matplotlib() -> None:
-    """Raises MissingExtra if there is nothing to draw with."""
+    """Raise MissingExtra if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise MissingExtra("matplotlib", "plots", "drawing figures for --plots")
 
 
-def open_plots(given: str) -> Path:
-    """The folder of --plots, made; raises UserError if nothing can be written there."""
-    return output_file(f"{given.rstrip('/')}/plots.svg", "--plots").parent
+def open_plots(plots: str) -> Path:
+    """Create and return the folder of --plots; raises UserError if it is not writable."""
+    return output_file(f"{plots.rstrip('/')}/plots.svg", "--plots").parent
 
 
 def save_plots(figures: Mapping[str, Figure], folder: Path) -> None:
-    """Writes NAME.svg each, the same figure to the same bytes, and prints where they are."""
+    """Write each figure to NAME.svg, the same figure to the same bytes, and print the paths."""
     for name, figure in figures.items():
         commit(folder / f"{name}.svg", partial(_save, figure))
     print(f"plots: {', '.join(str(folder / f'{name}.svg') for name in figures)}")
 
 
 def retrieval_figure(candidates: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Figure:
-    """Mean reciprocal rank of held-out images by strength of the ridges, beside the methods that have none; the chosen
-    recipe is marked with its standard error.
+    """Draw the mean reciprocal rank of held-out images by strength of the ridges, beside the methods without strength;
+    the chosen recipe is marked with its standard error.
 
-    The entries `held_out_retrieval`, of which there is one at least, and `recipe` of alignment.json.
+    The arguments are the entries `held_out_retrieval`, at least one, and `recipe` of alignment.json.
     """
     ridges = [candidate for candidate in candidates if candidate["method"] in RIDGES]
     others = [candidate for candidate in candidates if candidate["method"] not in RIDGES]
@@ -72,34 +72,34 @@ def retrieval_figure(candidates: Sequence[Mapping[str, Any]], chosen: Mapping[st
     _draw_methods(axes[-1], others, methods)
     axes[0].set_ylabel("MRR, mean of 1 / rank (held-out images)")
     marked = next(c for c in candidates if all(c[name] == value for name, value in chosen.items()))
-    place = axes[0] if marked in ridges else axes[-1]
-    x = marked["strength"] if marked in ridges else _place(marked, methods)
+    ax = axes[0] if marked in ridges else axes[-1]
+    x = marked["strength"] if marked in ridges else _x_position(marked, methods)
     error = marked["MRR_standard_error"]
-    place.errorbar(x, marked["MRR"], error, fmt="none", ecolor=BLACK, capsize=4, zorder=4, label="_standard error")
-    place.plot(x, marked["MRR"], "o", ms=13, mfc="none", mec=BLACK, mew=1.5, zorder=5, label="chosen")
+    ax.errorbar(x, marked["MRR"], error, fmt="none", ecolor=BLACK, capsize=4, zorder=4, label="_standard error")
+    ax.plot(x, marked["MRR"], "o", ms=13, mfc="none", mec=BLACK, mew=1.5, zorder=5, label="chosen")
     figure.suptitle(f"Chosen: {Recipe(**chosen)}\nMRR {marked['MRR']:.3f} ± {error:.3f}{_without(candidates, marked)}")
     _legend(figure, [c["method"] for c in ridges])
     return figure
 
 
 def gap_figure(projection: GapProjection, gap: Mapping[str, float]) -> Figure:
-    """Images and captions of the same pairs before and after the map, on the same principal components.
+    """Draw images and captions of the same pairs before and after the map, on the same principal components.
 
     `gap`, before and after, is the distance of the means in all dimensions: `modality_gap` of alignment.json.
     """
     figure = _figure(4.3, "compressed")  # constrained, for axes of equal scales
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     captions = projection.captions
-    for place, when, images in zip(axes, ("before", "after"), (projection.before, projection.after)):
-        place.scatter(*images.T, s=7, c=BLUE, marker="o", alpha=0.5, lw=0, label="images")
-        place.scatter(*captions.T, s=9, c=ORANGE, marker="^", alpha=0.5, lw=0, label="captions")
+    for ax, when, images in zip(axes, ("before", "after"), (projection.before, projection.after)):
+        ax.scatter(*images.T, s=7, c=BLUE, marker="o", alpha=0.5, lw=0, label="images")
+        ax.scatter(*captions.T, s=9, c=ORANGE, marker="^", alpha=0.5, lw=0, label="captions")
         means = np.stack([images.mean(0), captions.mean(0)])
-        place.plot(*means.T, "-", c=BLACK, lw=2, label="means", zorder=3)
+        ax.plot(*means.T, "-", c=BLACK, lw=2, label="means", zorder=3)
         for mean, colour, marker in zip(means, (BLUE, ORANGE), ("o", "^")):
-            place.plot(*mean, marker, c=colour, ms=11, mec=BLACK, mew=1.5, zorder=4)
-        place.set_title(f"{when} the map", fontsize="medium")
-        place.set_aspect("equal")
-        place.set_xlabel(f"principal component 1 ({projection.variance[0]:.0%} of variance)", fontsize="small")
+            ax.plot(*mean, marker, c=colour, ms=11, mec=BLACK, mew=1.5, zorder=4)
+        ax.set_title(f"{when} the map", fontsize="medium")
+        ax.set_aspect("equal")
+        ax.set_xlabel(f"principal component 1 ({projection.variance[0]:.0%} of variance)", fontsize="small")
     axes[0].set_ylabel(f"principal component 2 ({projection.variance[1]:.0%} of variance)", fontsize="small")
     figure.suptitle(
         f"Modality gap: {gap['before']:.3f} before the map, {gap['after']:.3f} after\n"
@@ -113,22 +113,22 @@ def gap_figure(projection: GapProjection, gap: Mapping[str, float]) -> Figure:
 def scores_figure(
     scores: Mapping[str, np.ndarray], standard_errors: Mapping[str, float | None], of: str = "images"
 ) -> Figure:
-    """A histogram of each metric's finite values, at least one for each image (or what they are `of`), with the mean
-    marked and told with its standard error, where one is known."""
+    """Draw a histogram of each metric's finite values, at least one for each image (or the unit `of`), with the mean
+    marked, and its standard error if known."""
     rows = -(-len(scores) // 2)
     figure = _figure(0.5 + 2.1 * rows)
-    places = figure.subplots(rows, 2, squeeze=False).ravel()
-    for place, (name, values) in zip(places, scores.items()):
+    all_axes = figure.subplots(rows, 2, squeeze=False).ravel()
+    for ax, (name, values) in zip(all_axes, scores.items()):
         mean, error = float(values.mean()), standard_errors.get(name)
-        told = f"{name}: mean {mean:.3f}" + (f" ± {error:.3f}" if error is not None else "")
-        place.hist(values, BINS, color=BLUE, alpha=0.7)
-        place.axvline(mean, c=BLACK, lw=1.5, ls="--", label="mean")
-        place.set_title(told, fontsize="medium")
-        place.set_xlabel(f"{name} (no unit)")
-    for place in places[::2]:
-        place.set_ylabel(of)
-    for place in places[len(scores) :]:
-        place.remove()
+        title = f"{name}: mean {mean:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+        ax.hist(values, BINS, color=BLUE, alpha=0.7)
+        ax.axvline(mean, c=BLACK, lw=1.5, ls="--", label="mean")
+        ax.set_title(title, fontsize="medium")
+        ax.set_xlabel(f"{name} (no unit)")
+    for ax in all_axes[::2]:
+        ax.set_ylabel(of)
+    for ax in all_axes[len(scores) :]:
+        ax.remove()
     figure.suptitle(f"Scores of {max(map(len, scores.values())):,} {of}; dashed: the mean")
     return figure
 
@@ -146,36 +146,37 @@ def _figure(height: float, layout: Literal["constrained", "compressed"] = "const
     return Figure(figsize=(WIDTH, height), layout=layout)
 
 
-def _draw_strengths(place: Axes, ridges: Sequence[Mapping[str, Any]]) -> None:
+def _draw_strengths(ax: Axes, ridges: Sequence[Mapping[str, Any]]) -> None:
     for method in RIDGES:
         for prepare in PREPARATIONS:
-            own = [c for c in ridges if (c["method"], c["prepare"]) == (method, prepare)]
+            series = [c for c in ridges if (c["method"], c["prepare"]) == (method, prepare)]
             colour, marker = STYLE_OF[prepare]
-            x, y = [c["strength"] for c in own], [c["MRR"] for c in own]
-            look: dict[str, Any] = {"c": colour, "marker": marker, "mfc": FILL[method] or colour, "ls": DASHES[method]}
-            if own:
-                place.plot(x, y, ms=6, label=f"{method}, {prepare}", **look)
-    place.set_xscale("log")
-    place.set_title("by strength", fontsize="medium")
-    place.set_xlabel("strength: λ / mean eigenvalue of F'F")
+            x, y = [c["strength"] for c in series], [c["MRR"] for c in series]
+            style: dict[str, Any] = {"c": colour, "marker": marker, "mfc": FILL[method] or colour, "ls": DASHES[method]}
+            if series:
+                ax.plot(x, y, ms=6, label=f"{method}, {prepare}", **style)
+    ax.set_xscale("log")
+    ax.set_title("by strength", fontsize="medium")
+    ax.set_xlabel("strength: λ / mean eigenvalue of F'F")
 
 
-def _draw_methods(place: Axes, others: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
+def _draw_methods(ax: Axes, others: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
     for prepare in PREPARATIONS:
-        own = [candidate for candidate in others if candidate["prepare"] == prepare]
+        series = [candidate for candidate in others if candidate["prepare"] == prepare]
         colour, marker = STYLE_OF[prepare]
-        x, y = [_place(candidate, methods) for candidate in own], [candidate["MRR"] for candidate in own]
-        place.plot(x, y, c=colour, marker=marker, ms=6, ls="none", label=prepare)
+        x, y = [_x_position(candidate, methods) for candidate in series], [candidate["MRR"] for candidate in series]
+        ax.plot(x, y, c=colour, marker=marker, ms=6, ls="none", label=prepare)
     names = ["no map" if name == "identity" else name.replace("-to-", "\nto ") for name in methods]
-    place.set_xticks(range(len(methods)), names, rotation=60, ha="right", rotation_mode="anchor")
-    place.set_xlim(-0.6, len(methods) - 0.4)
-    place.set_title("without strength", fontsize="medium")
+    ax.set_xticks(range(len(methods)), names, rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_xlim(-0.6, len(methods) - 0.4)
+    ax.set_title("without strength", fontsize="medium")
 
 
-def _place(candidate: Mapping[str, Any], methods: Sequence[str]) -> float:
-    """Where a candidate without strength stands: those of a method side by side."""
-    own = METHODS[candidate["method"]]
-    return methods.index(candidate["method"]) + 0.2 * (own.index(candidate["prepare"]) - (len(own) - 1) / 2)
+def _x_position(candidate: Mapping[str, Any], methods: Sequence[str]) -> float:
+    """Return the x position of a candidate without strength: those of a method side by side."""
+    variants = METHODS[candidate["method"]]
+    offset = variants.index(candidate["prepare"]) - (len(variants) - 1) / 2
+    return methods.index(candidate["method"]) + 0.2 * offset
 
 
 def _without(candidates: Sequence[Mapping[str, Any]], marked: Mapping[str, Any]) -> str:
@@ -191,5 +192,5 @@ def _legend(figure: Figure, ridges: Sequence[str]) -> None:
         for name in RIDGES
         if name in ridges
     ]
-    marks = [Line2D([], [], c=STYLE_OF[p][0], marker=STYLE_OF[p][1], ls="none", label=TOLD[p]) for p in PREPARATIONS]
+    marks = [Line2D([], [], c=STYLE_OF[p][0], marker=STYLE_OF[p][1], ls="none", label=LABELS[p]) for p in PREPARATIONS]
     figure.legend(handles=[*lines, *marks], loc="outside lower center", ncols=5, frameon=False, fontsize="small")

@@ -1,7 +1,7 @@
-"""Which rows of a run a page shows, and reading them. Of the other rows no more is read than their scores.
+"""Select and read the rows of a run that a page shows. Of the other rows only the scores are read.
 
-Rows are told by their position in the run: the number of rows before them, in the order of its files. Each file has a
-row group a part (parts.py).
+Rows are identified by their position in the run: the number of rows before them, in the order of its files. Each file
+has a row group a part (parts.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from recap_ray.report.histogram import Counts
 from recap_ray.report.page import SCORES
-from recap_ray.storage.paths import ask_for_each
+from recap_ray.storage.paths import map_concurrently
 
 SAMPLES = ("even", "best", "worst", "random")
 SCORE_STEPS = 100  # scores are counted in steps of 0.01
@@ -25,7 +25,7 @@ SCORE_STEPS = 100  # scores are counted in steps of 0.01
 
 @dataclass(frozen=True)
 class Sample:
-    """The rows to show, a table for each part that has some, and what was seen of the whole run on the way."""
+    """The rows to show, a table for each part that has some, and the row count and scores of the whole run."""
 
     tables: list[pa.Table]
     rows_of_run: int
@@ -33,15 +33,15 @@ class Sample:
 
 
 def choose_rows(files: Sequence[Path], count: int, sample: str = "even", seed: int = 0) -> Sample:
-    """At most `count` rows: evenly spread over the run, at random, or the best or worst by aCLIP-S, which only rows
-    with a caption have.
+    """Choose at most `count` rows: evenly spread over the run, at random, or the best or worst by aCLIP-S, which only
+    rows with a caption have.
 
-    One pass over the two columns of scores, of which a file's are in memory at a time; the best so far are kept.
+    One pass over the two columns of scores, one file in memory at a time; only the best so far are kept.
     """
     scores = {name: Counts(SCORE_STEPS) for name in SCORES}
     extremes = Extremes(count, highest=sample == "best")
     total = 0
-    for table in ask_for_each(lambda file: _read_columns(file, list(SCORES)), files):
+    for table in map_concurrently(lambda file: _read_columns(file, list(SCORES)), files):
         columns = {name: table[name].to_numpy() for name in SCORES}
         for name, counts in scores.items():
             counts.add(columns[name])
@@ -56,7 +56,7 @@ def choose_rows(files: Sequence[Path], count: int, sample: str = "even", seed: i
 
 class Extremes:
     """The positions of the `count` highest, or lowest, of many numbers that are added part by part; of equal ones the
-    first. NaN is none of them."""
+    first. NaN is ignored."""
 
     def __init__(self, count: int, highest: bool):
         self.count, self.highest = count, highest
@@ -64,7 +64,7 @@ class Extremes:
         self.seen = 0
 
     def add(self, numbers: np.ndarray) -> None:
-        """Adds the numbers of the next n positions."""
+        """Add the numbers of the next n positions."""
         known = np.flatnonzero(np.isfinite(numbers))
         all_numbers = np.concatenate([self.numbers, numbers[known]])
         positions = np.concatenate([self._positions, self.seen + known])
@@ -74,12 +74,12 @@ class Extremes:
 
     @property
     def positions(self) -> np.ndarray:
-        """Ascending."""
+        """Return the positions, ascending."""
         return np.sort(self._positions)
 
 
 def spread(total: int, count: int, seed: int | None = None) -> np.ndarray:
-    """At most `count` of the positions below `total`, ascending: evenly spread, or drawn at random by a seed."""
+    """Return at most `count` of the positions below `total`, ascending: evenly spread, or random with a seed."""
     if seed is None:
         return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
     return np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
@@ -88,10 +88,10 @@ def spread(total: int, count: int, seed: int | None = None) -> np.ndarray:
 def rows_in_both(
     a: Sequence[Path], b: Sequence[Path], count: int, seed: int | None = None
 ) -> tuple[list[pa.Table], int]:
-    """Two tables of at most `count` rows each, of the same keys in the same order: a sample of those in both runs, and
-    how many are in both. No tables if none is.
+    """Return two tables of at most `count` rows each, with the same keys in the same order: a sample of those in both
+    runs, and the number in both; no tables if there are none.
 
-    Of every row a digest of its key is held, 8 bytes.
+    Memory: a digest of 8 bytes for the key of every row.
     """
     _, of_a, of_b = np.intersect1d(_key_digests(a), _key_digests(b), return_indices=True)
     in_order = np.argsort(of_a)  # spread over run a, not over the digests
@@ -105,33 +105,33 @@ def rows_in_both(
 
 
 def read_rows_at(files: Sequence[Path], positions: np.ndarray) -> list[pa.Table]:
-    """The rows at these positions, which are ascending: a table for each part that has some."""
+    """Return the rows at these ascending positions: a table for each part that has some."""
     tables, offset = [], 0
-    for file, parts in zip(files, ask_for_each(_part_sizes, files), strict=True):
+    for file, parts in zip(files, map_concurrently(_part_sizes, files), strict=True):
         for number, size in enumerate(parts):
-            here = positions[np.searchsorted(positions, offset) : np.searchsorted(positions, offset + size)] - offset
+            indices = positions[np.searchsorted(positions, offset) : np.searchsorted(positions, offset + size)] - offset
             offset += size
-            if len(here):
+            if len(indices):
                 with file.open("rb") as stream:
-                    rows = pq.ParquetFile(stream).read_row_group(number).take(here)
+                    rows = pq.ParquetFile(stream).read_row_group(number).take(indices)
                 tables.append(rows.replace_schema_metadata(None).combine_chunks())
     return tables
 
 
 def _part_sizes(file: Path) -> list[int]:
-    """Rows of each part in a file: its row groups."""
+    """Return the rows of each part in a file: its row groups."""
     with file.open("rb") as stream:
         metadata = pq.ParquetFile(stream).metadata
         return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
 def _key_digests(files: Sequence[Path]) -> np.ndarray:
-    """A number for each key of a run, in order: uint64, n."""
+    """Return a digest for each key of a run, in order: uint64 (n,)."""
 
     def read(file: Path) -> np.ndarray:
         return np.array([_digest(key) for key in _read_columns(file, ["key"])["key"].to_pylist()], np.uint64)
 
-    return np.concatenate(list(ask_for_each(read, files)))
+    return np.concatenate(list(map_concurrently(read, files)))
 
 
 def _read_columns(file: Path, names: list[str]) -> pa.Table:

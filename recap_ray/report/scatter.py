@@ -1,4 +1,4 @@
-"""A scatter plot for a page: a number of run A against the same of run B, a dot an image, in units of an SVG picture of
+"""A scatter plot for a page: a number of run A against the same of run B, a dot an image, in units of an SVG image of
 SIDE x SIDE. Both axes have the same scale, so equal numbers lie on the diagonal."""
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 SIDE = 320
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # between ticks
-MOST_TICKS = 6
-TIE = 0.0005  # scores that are the same to three decimals, as the page shows them, are equal
+MAX_TICKS = 6
+TIE = 0.0005  # scores that are equal to three decimals, as the page shows them, count as equal
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One image: its place in the picture, and its rank among the cards."""
+    """One image: its position in the plot, and its rank among the cards."""
 
     x: float
     y: float
@@ -25,20 +25,20 @@ class Dot:
 
     @property
     def side(self) -> str:
-        """The run that is higher, a or b, or tie."""
+        """Return the run with the higher score, a or b, or tie."""
         return "tie" if abs(self.b - self.a) < TIE else "b" if self.b > self.a else "a"
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Dots from left to right, and the ticks that both axes have: (distance from the corner, text)."""
+    """Dots from left to right, and the ticks of both axes: (distance from the corner, text)."""
 
     dots: list[Dot]
     ticks: list[tuple[float, str]]
 
 
 def draw(points: Sequence[tuple[float | None, float | None]]) -> Scatter | None:
-    """The plot of (A, B) by rank; a point without both numbers is left out. None if there is none with both."""
+    """Draw the plot of (A, B) by rank; a point without both numbers is left out. None if none has both."""
     known = [(rank, a, b) for rank, (a, b) in enumerate(points) if a is not None and b is not None]
     if not known:
         return None
@@ -54,9 +54,9 @@ def draw(points: Sequence[tuple[float | None, float | None]]) -> Scatter | None:
 
 
 def _axis(low: float, high: float) -> tuple[float, int, int]:
-    """The step between ticks, and the first and last tick, in steps: they hold both numbers between them."""
+    """Return the step between ticks, and the first and last tick, in steps; both numbers lie between them."""
     for step in STEPS:
         first, last = math.floor(low / step), math.ceil(high / step)
-        if last - first < MOST_TICKS:
+        if last - first < MAX_TICKS:
             break
     return step, first, max(last, first + 1)

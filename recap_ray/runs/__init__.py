@@ -1,1 +1,1 @@
-"""Runs: an output folder, its parts and packs, and what they add up to. No torch."""
+"""Runs: an output folder, its parts and packs, and their totals. No torch."""

@@ -1,9 +1,9 @@
-"""A sign of life in a run's run.json: for people to see, and for a second driver on a store, which has no locks.
+"""The heartbeat in a run's run.json: for people to see, and for a second driver on a store, which has no locks.
 
     "heartbeat": {"driver": "host, process 17, 5f0c", "at": "2026-01-31T02:10:00Z", "images": 51200, "of": 1000000}
 
-It is there while a driver is at work, changes every ten seconds, and goes when the driver ends; a killed one leaves it
-as it was. A second driver that finds one looks for 40 seconds whether it moves.
+It exists while a driver runs, changes every ten seconds, and is removed when the driver ends; a killed driver leaves it
+unchanged. A second driver that finds one watches it for 40 seconds for a change.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from typing import Any
 
 from recap_ray.errors import UserError, first_line
 
-BEAT_S = 10.0
-SILENCE_S = 40.0  # a driver that was not heard of for so long is dead
-SETTLE_S = 2.0  # in which two drivers that began at once see each other
-LONG_AGO_S = 3600.0  # no clock is that wrong: there is no need to look whether the heart still beats
+HEARTBEAT_S = 10.0
+TIMEOUT_S = 40.0  # a driver without a heartbeat for this long is dead
+SETTLE_S = 2.0  # within which two drivers that started at once see each other
+STALE_S = 3600.0  # no clock is this wrong: an older heartbeat needs no watching
 
 ME = f"{socket.gethostname()}, process {os.getpid()}, {uuid.uuid4().hex[:4]}"
 
-Beat = Mapping[str, Any]
+Heartbeat = Mapping[str, Any]
 
 
 @contextmanager
 def heartbeat(
-    write: Callable[[Beat | None], None], progress: Callable[[], Beat], settle: Callable[[], None]
+    write: Callable[[Heartbeat | None], None], progress: Callable[[], Heartbeat], check: Callable[[], None]
 ) -> Iterator[None]:
-    """Writes a beat now and every ten seconds, with what `progress` tells, and None at the end; `settle` may refuse
-    after the first, by an exception."""
+    """Write a heartbeat with the fields of `progress` now and every ten seconds, and None at the end; `check` is called
+    after the first one, and may raise."""
     ended = threading.Event()
 
     def beat() -> None:
         write({"driver": ME, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **progress()})
 
-    def go_on() -> None:
-        while not ended.wait(BEAT_S):
+    def keep_beating() -> None:
+        while not ended.wait(HEARTBEAT_S):
             try:
                 beat()
-            except Exception as error:  # a store has many kinds; the run itself will say so, if it lasts
+            except Exception as error:  # stores raise many types; a lasting failure also fails the run
                 print(f"run.json could not be written: {first_line(error)}", flush=True)
 
     beat()
-    settle()
-    thread = threading.Thread(target=go_on, daemon=True)
+    check()
+    thread = threading.Thread(target=keep_beating, daemon=True)
     thread.start()
     try:
         yield
@@ -60,34 +60,36 @@ def heartbeat(
         write(None)
 
 
-def wait_for_silence(read: Callable[[], Beat | None], where: str) -> None:
-    """Returns when no other driver is at work; raises UserError if one is, seen by its moving heartbeat."""
+def ensure_no_other_driver(read: Callable[[], Heartbeat | None], where: str) -> None:
+    """Return once no other driver is active; raise UserError if one is, as its changing heartbeat shows."""
     before = read()
-    if before is None or before["driver"] == ME or _age(before) > LONG_AGO_S:
+    if before is None or before["driver"] == ME or _age(before) > STALE_S:
         return
-    print(f"{where}: looking for {SILENCE_S:.0f} s whether {before['driver']} is still at work", flush=True)
-    deadline = time.monotonic() + SILENCE_S
+    print(f"{where}: looking for {TIMEOUT_S:.0f} s whether {before['driver']} is still at work", flush=True)
+    deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
-        time.sleep(BEAT_S / 5)
-        now = read()
-        if now is None:
+        time.sleep(HEARTBEAT_S / 5)
+        current = read()
+        if current is None:
             return
-        if now != before:
-            _refuse(where, now)
+        if current != before:
+            _raise_in_use(where, current)
 
 
-def settle(read: Callable[[], Beat | None], where: str) -> None:
-    """Of two drivers that wrote their first beat at once, the one that was overwritten raises UserError."""
+def require_own_heartbeat(read: Callable[[], Heartbeat | None], where: str) -> None:
+    """Raise UserError if another driver, started at the same moment, has overwritten the first heartbeat."""
     time.sleep(SETTLE_S)
-    now = read()
-    if now is not None and now["driver"] != ME:
-        _refuse(where, now)
+    current = read()
+    if current is not None and current["driver"] != ME:
+        _raise_in_use(where, current)
 
 
-def _age(beat: Beat) -> float:
-    written = time.strptime(beat["at"], "%Y-%m-%dT%H:%M:%SZ")
+def _age(heartbeat: Heartbeat) -> float:
+    written = time.strptime(heartbeat["at"], "%Y-%m-%dT%H:%M:%SZ")
     return time.time() - calendar.timegm(written)
 
 
-def _refuse(where: str, beat: Beat) -> None:
-    raise UserError(f"{where}: another recap-ray is at work on it ({beat['driver']}); wait for it, or stop it first")
+def _raise_in_use(where: str, heartbeat: Heartbeat) -> None:
+    raise UserError(
+        f"{where}: another recap-ray is at work on it ({heartbeat['driver']}); wait for it, or stop it first"
+    )

@@ -1,7 +1,7 @@
-"""Whether the same keys are on two sides, each as often, told by sums that merge; and where not, which keys.
+"""Compare the keys of two sides as multisets by mergeable sums of digests; where they differ, find the keys.
 
-Both sides are added up in buckets of a digest of the key, so that memory does not grow with the keys, and any part of a
-side can be summed anywhere. Only the keys of buckets that differ are looked at one by one.
+The digests of each side are summed by bucket, so that memory does not grow with the keys, and any part of a side can be
+summed in any process. Only keys of buckets that differ are compared one by one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 BUCKETS = 4096
-WORDS = 4  # of 32 bits, of a digest
+WORDS = 4  # of 32 bits each, of a digest
 BATCH_KEYS = 4096  # hashed at once: their digests stay in a core's cache
-SHOWN = 20  # keys of each fault that are kept
-KEYS_AT_ONCE = 1 << 25  # keys of both sides that are held to compare them: 90 bytes each, some 3 GB
-KEY_TYPE = pa.large_string()  # they may be more than 2 GiB
+SHOWN = 20  # keys kept of each fault
+KEYS_AT_ONCE = 1 << 25  # keys of both sides compared at once: 90 bytes each, some 3 GB
+KEY_TYPE = pa.large_string()  # a string array is limited to 2 GiB
 
 
 class BucketSums:
-    """Keys added up: of each bucket their number, and the sums of the words of their digests modulo 2^64.
+    """Sums of key digests: for each bucket the number of keys, and the sums of their digests' words modulo 2^64.
 
-    They are equal for equal keys in any order. For others that happens by a chance of one in 2^128: where a key is on
+    They are equal for equal keys in any order, and for different keys with a probability of 2^-128: if a key occurs on
     one side c times more than on the other, c < 2^32, at most one of the 2^32 values of each of its four words makes
-    the sums equal, whatever the other keys are, because c times one value is never c times another modulo 2^64.
+    the sums equal, for any other keys, because c times one value is never c times another modulo 2^64.
     """
 
     def __init__(self, table: np.ndarray | None = None) -> None:
@@ -37,7 +37,7 @@ class BucketSums:
 
     @classmethod
     def of(cls, keys: Iterable[str]) -> BucketSums:
-        """The sums of these keys, of which a batch is held at a time."""
+        """Sum the digests of these keys, of which one batch is in memory at a time."""
         sums = cls()
         for batch in batches(keys):
             sums._add(digests(batch))
@@ -45,24 +45,24 @@ class BucketSums:
 
     @property
     def count(self) -> int:
-        """Of all keys."""
+        """Return the number of all keys."""
         return int(self.table[:, 0].sum())
 
     def merge(self, other: BucketSums) -> BucketSums:
-        """The sums of both sets of keys."""
+        """Return the sums over the keys of both."""
         return BucketSums(self.table + other.table)
 
     def differing(self, other: BucketSums) -> np.ndarray:
-        """The numbers of the buckets whose keys are not the same."""
+        """Return the numbers of the buckets whose keys differ."""
         return np.flatnonzero((self.table != other.table).any(axis=1))
 
     def to_bytes(self) -> bytes:
-        """To travel between processes: 160 KiB."""
+        """Serialise the sums, 160 KiB, to send them between processes."""
         return self.table.tobytes()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> BucketSums:
-        """What `to_bytes` wrote."""
+        """Return the sums that `to_bytes` serialised."""
         return cls(np.frombuffer(data, np.uint64).reshape(BUCKETS, 1 + WORDS))
 
     def _add(self, digests: np.ndarray) -> None:
@@ -74,68 +74,69 @@ class BucketSums:
 
 
 def batches(keys: Iterable[str]) -> Iterator[list[str]]:
-    """The keys, BATCH_KEYS at a time."""
-    waiting = iter(keys)
-    while batch := list(islice(waiting, BATCH_KEYS)):
+    """Yield the keys, BATCH_KEYS at a time."""
+    remaining = iter(keys)
+    while batch := list(islice(remaining, BATCH_KEYS)):
         yield batch
 
 
 def digests(keys: Sequence[str]) -> np.ndarray:
-    """A row (n, 1 + WORDS) of uint32 for each key: one that tells its bucket, and the words that are summed."""
+    """Return uint32 (n, 1 + WORDS), a row for each key: the word that determines its bucket, and the words that are
+    summed."""
     size = 4 * (1 + WORDS)
     joined = b"".join([blake2b(key.encode(), digest_size=size).digest() for key in keys])
     return np.frombuffer(joined, "<u4").reshape(len(keys), 1 + WORDS)
 
 
 def bucket_of(digests: np.ndarray) -> np.ndarray:
-    """The number of the bucket of each."""
+    """Return the bucket number of each digest."""
     return digests[:, 0] % BUCKETS
 
 
 def pick_keys(keys: Iterable[str], buckets: np.ndarray) -> Iterator[str]:
-    """Those of the keys that are in these buckets."""
-    wanted = np.zeros(BUCKETS, bool)
-    wanted[buckets] = True
+    """Yield the keys that are in these buckets."""
+    selected = np.zeros(BUCKETS, bool)
+    selected[buckets] = True
     for batch in batches(keys):
-        for i in np.flatnonzero(wanted[bucket_of(digests(batch))]).tolist():
+        for i in np.flatnonzero(selected[bucket_of(digests(batch))]).tolist():
             yield batch[i]
 
 
 class Side(Protocol):
-    """Keys that can be read again and again, wherever they are."""
+    """Keys that can be read repeatedly, locally or by workers."""
 
     def sums(self) -> BucketSums:
-        """Of all of them."""
+        """Sum the digests of all keys."""
 
     def keys_in(self, buckets: np.ndarray) -> Iterable[pa.Array]:
-        """Those in some buckets, as arrays of KEY_TYPE."""
+        """Return the keys in these buckets, as arrays of KEY_TYPE."""
 
 
 @dataclass(frozen=True)
 class LocalKeys:
-    """A side that is read in this process."""
+    """A side read in this process."""
 
-    read: Callable[[], Iterable[str]]  # anew at every call
+    read: Callable[[], Iterable[str]]  # reads anew at every call
 
     def sums(self) -> BucketSums:
-        """Of all keys."""
+        """Sum the digests of all keys."""
         return BucketSums.of(self.read())
 
     def keys_in(self, buckets: np.ndarray) -> Iterator[pa.Array]:
-        """The keys in these buckets, a batch at a time."""
+        """Yield the keys in these buckets, a batch at a time."""
         for batch in batches(pick_keys(self.read(), buckets)):
             yield pa.array(batch, KEY_TYPE)
 
 
 @dataclass
 class Fault:
-    """How many keys have it, and the first of them in order."""
+    """The number of keys with a fault, and the first of them in order."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
 
     def add(self, keys: pa.ChunkedArray) -> None:
-        """Adds keys that were not added before."""
+        """Add keys that were not added before."""
         self.count += len(keys)
         both = pa.table({"key": pa.chunked_array([*keys.chunks, pa.array(self.first, KEY_TYPE)], KEY_TYPE)})
         self.first = both.take(pc.select_k_unstable(both, SHOWN, [("key", "ascending")]))["key"].to_pylist()
@@ -143,52 +144,52 @@ class Fault:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many keys are on each side, and what is wrong with them."""
+    """The number of keys on each side, and their faults."""
 
-    wanted: int
-    there: int
+    expected: int
+    actual: int
     faults: dict[str, Fault]  # missing, duplicate, unknown
 
     def __bool__(self) -> bool:
-        """Whether nothing is wrong."""
+        """Return whether there are no faults."""
         return not any(fault.count for fault in self.faults.values())
 
 
-def compare(wanted: Side, there: Side) -> Comparison:
-    """Finds the keys that are missing from `there`, too often in it, and wanted by nobody.
+def compare(expected: Side, actual: Side) -> Comparison:
+    """Find the keys that are missing from `actual`, duplicated in it, or not expected.
 
-    If all is right each side is read once, else once more for all KEYS_AT_ONCE keys in buckets that differ.
+    Equal sides are read once each; otherwise once more for every KEYS_AT_ONCE keys in buckets that differ.
     """
-    first, second = wanted.sums(), there.sums()
+    first, second = expected.sums(), actual.sums()
     faults = {"missing": Fault(), "duplicate": Fault(), "unknown": Fault()}
     for buckets in rounds(first, second):
-        for name, keys in find_faults(wanted.keys_in(buckets), there.keys_in(buckets)).items():
+        for name, keys in find_faults(expected.keys_in(buckets), actual.keys_in(buckets)).items():
             faults[name].add(keys)
     return Comparison(first.count, second.count, faults)
 
 
 def rounds(first: BucketSums, second: BucketSums) -> Iterator[np.ndarray]:
-    """The buckets that differ, so many at a time that they hold KEYS_AT_ONCE keys at most, or one."""
+    """Yield the buckets that differ, in groups of at most KEYS_AT_ONCE keys, or of one bucket."""
     buckets = first.differing(second)
-    held = (first.table[buckets, 0] + second.table[buckets, 0]).cumsum()
+    sizes = (first.table[buckets, 0] + second.table[buckets, 0]).cumsum()
     start = 0
     while start < len(buckets):
-        before = held[start - 1] if start else 0
-        end = max(start + 1, int(np.searchsorted(held, before + KEYS_AT_ONCE, side="right")))
+        before = sizes[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(sizes, before + KEYS_AT_ONCE, side="right")))
         yield buckets[start:end]
         start = end
 
 
-def find_faults(wanted: Iterable[pa.Array], there: Iterable[pa.Array]) -> dict[str, pa.ChunkedArray]:
-    """The distinct keys of each fault, of all keys of some buckets."""
-    asked, found = list(wanted), list(there)
-    sides = np.repeat(np.array([1, 0], np.int8), [sum(map(len, asked)), sum(map(len, found))])
-    columns = {"key": pa.chunked_array([*asked, *found], KEY_TYPE), "wanted": sides, "there": 1 - sides}
-    counted = pa.table(columns).group_by("key").aggregate([("wanted", "sum"), ("there", "sum")])
-    wanted_times, times = counted["wanted_sum"].to_numpy(), counted["there_sum"].to_numpy()
+def find_faults(expected: Iterable[pa.Array], actual: Iterable[pa.Array]) -> dict[str, pa.ChunkedArray]:
+    """Return the distinct keys of each fault, from all keys of some buckets."""
+    first, second = list(expected), list(actual)
+    sides = np.repeat(np.array([1, 0], np.int8), [sum(map(len, first)), sum(map(len, second))])
+    columns = {"key": pa.chunked_array([*first, *second], KEY_TYPE), "expected": sides, "actual": 1 - sides}
+    counted = pa.table(columns).group_by("key").aggregate([("expected", "sum"), ("actual", "sum")])
+    expected_times, times = counted["expected_sum"].to_numpy(), counted["actual_sum"].to_numpy()
     faulty = {
-        "missing": times < wanted_times,
-        "duplicate": (wanted_times > 0) & (wanted_times < times),
-        "unknown": wanted_times == 0,
+        "missing": times < expected_times,
+        "duplicate": (expected_times > 0) & (expected_times < times),
+        "unknown": expected_times == 0,
     }
     return {name: counted["key"].filter(pa.array(mask)) for name, mask in faulty.items()}

@@ -1,8 +1,8 @@
-"""Packs: many small part files merged into few large ones, and taken apart again.
+"""Packs: many small part files merged into few large ones, and split again.
 
-A pack is written whole, then its record, then its parts are removed (parts.py tells what counts in between). What a
-kill left behind is finished later: a pack's footer tells its parts, so that its record can be written at any time, and
-nothing is ever removed that is not in a committed file beside it.
+A pack is written whole, then its record, then its parts are removed (parts.py defines what counts in between). After a
+kill the rest is done later: a pack's footer lists its parts, so that its record can be written at any time, and a file
+is removed only after its rows are in a committed file beside it.
 """
 
 from __future__ import annotations
@@ -22,38 +22,37 @@ from recap_ray.storage.paths import commit, remove_files, sizes_in
 
 
 def group_parts(sizes: Mapping[str, int], target_bytes: float) -> list[Pack]:
-    """Parts in order, with their bytes, as packs that just reach the target; the last one may be smaller.
+    """Group parts, in order and with their bytes, into packs that just reach the target; the last one may be smaller.
 
-    A part that would be alone in its pack is in none: there is nothing to merge it with.
+    A part that would be alone in its pack is left out: there is nothing to merge it with.
     """
     groups: list[list[str]] = [[]]
-    room = target_bytes
+    remaining = target_bytes
     for part, size in sizes.items():
         groups[-1].append(part)
-        room -= size
-        if room <= 0:
+        remaining -= size
+        if remaining <= 0:
             groups.append([])
-            room = target_bytes
+            remaining = target_bytes
     return [Pack(tuple(group)) for group in groups if len(group) > 1]
 
 
 def write_pack(folder: Path, pack: Pack, fingerprint: str) -> None:
-    """Merges the parts in `folder`, of which one at a time is held in memory; after a kill at any moment it may be
-    called again.
+    """Merge the parts in `folder`, one at a time in memory; after a kill at any moment it may be called again.
 
-    Raises UserError if a part is of another run, which has another fingerprint.
+    Raises UserError if a part has another fingerprint, and so belongs to another run.
     """
     if not (pack.record(folder).exists() and pack.file(folder).exists()):  # else some of the parts may be gone
-        commit(pack.file(folder), lambda path: _join(folder, pack, fingerprint, path))
+        commit(pack.file(folder), lambda path: _merge(folder, pack, fingerprint, path))
         _write_record(folder, pack.name)
     remove_files(folder / f"{part}.parquet" for part in pack.parts)
 
 
 def finish_packs(folder: Path) -> dict[str, int]:
-    """Finishes what was begun when a process was killed: packs get their record, and parts that are in packs go.
+    """Complete packs after a kill: write missing records, and remove parts that are in packs.
 
-    Gives the parts that are in no pack, in order, and their bytes. A pack without record is never out of date: parts
-    are let go of only after this was called, and their packs taken apart.
+    Returns the unpacked parts, in order, and their bytes. A pack without record is never outdated: parts are discarded
+    only after this was called and their packs were split.
     """
     sizes = {name.removesuffix(".parquet"): size for name, size in sizes_in(folder, suffix=".parquet").items()}
     packs = recorded_packs(folder, sizes)
@@ -65,7 +64,7 @@ def finish_packs(folder: Path) -> dict[str, int]:
 
 
 def unpack(folder: Path, parts: Collection[str]) -> None:
-    """Takes the packs apart that hold any of these parts: all that is in them are files of their own again."""
+    """Split the packs that hold any of these parts into separate part files."""
     for pack in recorded_packs(folder):
         if not set(parts).isdisjoint(pack.parts):
             _split(folder, pack)
@@ -73,19 +72,19 @@ def unpack(folder: Path, parts: Collection[str]) -> None:
             pack.file(folder).unlink()
 
 
-def _join(folder: Path, pack: Pack, fingerprint: str, target: Path) -> None:
-    """Writes the rows of the parts, a row group each."""
+def _merge(folder: Path, pack: Pack, fingerprint: str, target: Path) -> None:
+    """Write the rows of the parts, a row group each."""
     metadata = {FINGERPRINT_KEY: fingerprint.encode(), PARTS_KEY: json.dumps(pack.parts).encode()}
     writer = None
     try:
         for part in pack.parts:
-            # Whole: reading a file of a store by its columns would be a request for each.
+            # Read whole: by columns it would be a request to the store for each.
             rows = pq.read_table(pa.BufferReader((folder / f"{part}.parquet").read_bytes()))
-            found = (rows.schema.metadata or {}).get(FINGERPRINT_KEY, b"none").decode()
-            if found != fingerprint:
+            actual = (rows.schema.metadata or {}).get(FINGERPRINT_KEY, b"none").decode()
+            if actual != fingerprint:
                 raise UserError(
-                    f"{folder / part}.parquet is of another run: its fingerprint is {found}, expected {fingerprint} as "
-                    "in run.json; move it out of the folder"
+                    f"{folder / part}.parquet is of another run: its fingerprint is {actual}, expected {fingerprint} "
+                    "as in run.json; move it out of the folder"
                 )
             writer = writer or pq.ParquetWriter(target, rows.schema.with_metadata(metadata))
             writer.write_table(rows, row_group_size=len(rows))
@@ -95,7 +94,7 @@ def _join(folder: Path, pack: Pack, fingerprint: str, target: Path) -> None:
 
 
 def _split(folder: Path, pack: Pack) -> None:
-    """Writes the row groups of a pack as the parts they were."""
+    """Write the row groups of a pack as separate parts."""
     with pack.file(folder).open("rb") as stream:
         file = pq.ParquetFile(stream)
         metadata = {FINGERPRINT_KEY: file.schema_arrow.metadata[FINGERPRINT_KEY]}
@@ -105,7 +104,7 @@ def _split(folder: Path, pack: Pack) -> None:
 
 
 def _write_record(folder: Path, name: str) -> Pack:
-    """Commits the record of a pack, of what its file says: parts are removed on its word."""
+    """Commit the record of a pack from the footer of its file, and return the pack; parts are removed based on it."""
     with (folder / f"{name}.parquet").open("rb") as stream:
         file = pq.ParquetFile(stream)
         pack = Pack(tuple(json.loads((file.schema_arrow.metadata or {}).get(PARTS_KEY, b"[]"))))

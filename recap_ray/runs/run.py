@@ -1,13 +1,14 @@
-"""A run is one output folder: whose it is, what made it, and whether it is finished.
+"""A run is one output folder: its driver, its settings and whether it is finished.
 
-    O/run.json       settings as resolved, fingerprint, what it was taken of
-    O/summary.json   what came out
-    O/_SUCCESS       all is done
-    O/.lock          held by the one driver that works on the folder; the system lets go of it when a process dies.
+    O/run.json       settings as resolved, fingerprint, the inputs of the fingerprint
+    O/summary.json   counts and times of the result
+    O/_SUCCESS       marks a finished run
+    O/.lock          held by the one driver that works on the folder; the system releases it when a process dies.
                      A store has no locks: there the heartbeat in run.json keeps drivers apart (heartbeat.py)
 
-The fingerprint is a digest of everything that shapes the output (models, alignment, index, prompt, decoding). The same
-fingerprint in the same folder is the same run, to be resumed; another one is refused before anything is written.
+The fingerprint is a digest of everything that determines the output (models, alignment, index, prompt, decoding). The
+same fingerprint in the same folder is the same run, which is resumed; another one is an error before anything is
+written.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from recap_ray.errors import UserError
-from recap_ray.runs.heartbeat import heartbeat, settle, wait_for_silence
+from recap_ray.runs.heartbeat import ensure_no_other_driver, heartbeat, require_own_heartbeat
 from recap_ray.storage.files import digest_of, read_json, write_json
 from recap_ray.storage.paths import commit, is_remote, make_folder, names_in, storage_path
 from recap_ray.version import __version__
 
-# What a job commits first; a folder without any of it holds no work.
+# The files a job commits first; a folder with none of them holds no results.
 RESULTS = (
     "captions/part-*.parquet",
     "captions/pack-*.parquet",
@@ -39,29 +40,29 @@ RESULTS = (
     "decoder.json",
 )
 
-# What a job prepares before that, and another run must not find.
+# The files a job prepares before that, and another run must not find.
 PREPARED = ("plan/*", "shard-*.parquet", "validation.parquet", "round-*")
 
-# Kept open until the process ends: closing a file gives up its lock.
+# Kept open until the process ends: closing a file releases its lock.
 _locks: dict[Path, IO[str]] = {}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One output folder that belongs to one fingerprint; workers get a copy, the driver holds the lock."""
+    """An output folder with its fingerprint; workers get a copy, the driver holds the lock."""
 
     folder: Path
     fingerprint: str
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes `name` as JSON, whole or not at all."""
+        """Write `name` as JSON, whole or not at all."""
         write_json(self.folder / name, content)
 
     @contextmanager
     def at_work(self, progress: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-        """Keeps a heartbeat in run.json; raises UserError if another driver began at the same moment.
+        """Keep a heartbeat in run.json; raises UserError if another driver started at the same moment.
 
-        `progress` tells what else to say in it.
+        `progress` returns additional fields for it.
         """
         content = read_json(self.folder / "run.json", "the run in --output")
         content.pop("heartbeat", None)
@@ -69,43 +70,43 @@ class Run:
         def write(beat: Mapping[str, Any] | None) -> None:
             self.write("run.json", content | ({"heartbeat": beat} if beat else {}))
 
-        def alone() -> None:
+        def check() -> None:
             if self.folder not in _locks:
-                settle(lambda: _beat_of(self.folder), str(self.folder))
+                require_own_heartbeat(lambda: _read_heartbeat(self.folder), str(self.folder))
 
-        with heartbeat(write, progress, alone):
+        with heartbeat(write, progress, check):
             yield
 
     def is_finished(self) -> bool:
-        """Whether _SUCCESS was written."""
+        """Return whether _SUCCESS exists."""
         return (self.folder / "_SUCCESS").exists()
 
     def succeed(self) -> None:
-        """Marks the run as finished."""
+        """Mark the run as finished."""
         commit(self.folder / "_SUCCESS", lambda path: path.write_text(""))
 
     def reopen(self) -> None:
-        """Takes the mark of a finished run away: there is more to do."""
+        """Remove the mark of a finished run, because more input has to be processed."""
         (self.folder / "_SUCCESS").unlink(missing_ok=True)
 
 
 def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mapping[str, Any]) -> Run:
-    """The run in folder `output`, begun or resumed; `shaping` is what the fingerprint is taken of.
+    """Start or resume the run in folder `output`; the fingerprint is a digest of `shaping`.
 
-    Raises UserError if the folder holds another run's work, or files that are no run, or if another process is at
-    work on it. A run that was given up before its first result leaves nothing worth keeping, and is replaced.
+    Raises UserError if the folder holds another run's results, or files that are no run, or if another process uses
+    it. A run that was abandoned before its first result is replaced.
     """
     folder, fingerprint = output_folder(output), digest_of({"job": job, **shaping})
     if any(not name.startswith(".") for name in names_in(folder)):
         _check_same_run(folder, fingerprint, shaping, job)
     try:
         make_folder(folder)
-        hold(folder, "--output")
+        lock_folder(folder, "--output")
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder") from None
-    if (folder / "run.json").exists():  # again: until now another process may have been at work
+    if (folder / "run.json").exists():  # again, now under the lock: another process may have written it
         _check_same_run(folder, fingerprint, shaping, job)
-        _discard_given_up(folder, fingerprint)
+        _discard_abandoned(folder, fingerprint)
     run = Run(folder, fingerprint)
     content = {
         "job": job,
@@ -120,8 +121,8 @@ def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mappin
 
 
 def output_folder(output: str, flag: str = "--output") -> Path:
-    """The folder of `output`, which `flag` gave, as an absolute path, which holds for workers too, or as a URL; it need
-    not exist yet."""
+    """Return the folder of `output`, the value of `flag`, as an absolute path, valid for workers too, or as a URL; it
+    need not exist yet."""
     folder = storage_path(output, flag)
     if is_remote(folder):
         return folder
@@ -134,8 +135,8 @@ def output_folder(output: str, flag: str = "--output") -> Path:
 
 
 def output_file(output: str, flag: str = "--output") -> Path:
-    """The file `output`, which `flag` gave, as an absolute path; raises UserError, before any work is done, if it could
-    not be written."""
+    """Return the file `output`, the value of `flag`, as an absolute path; raises UserError, before any work is done, if
+    it cannot be written."""
     parent, _, name = output.rstrip("/").rpartition("/")
     path = output_folder(parent or ("/" if output.startswith("/") else "."), flag) / name
     if path.is_dir():
@@ -150,14 +151,14 @@ def output_file(output: str, flag: str = "--output") -> Path:
     return path
 
 
-def hold(folder: Path, flag: str) -> None:
-    """Makes this process the only one to plan and sweep in `folder`, which `flag` gave, until it ends; where there are
-    no locks, on a store, it sees to it that no other one is.
+def lock_folder(folder: Path, flag: str) -> None:
+    """Lock `folder`, the value of `flag`, for this process until it ends; on a store, which has no locks, check the
+    heartbeat instead.
 
-    Raises UserError if another process is at work on it, OSError if it cannot be written.
+    Raises UserError if another process uses it, OSError if it cannot be written.
     """
     if is_remote(folder):
-        wait_for_silence(lambda: _beat_of(folder), f"{flag} {folder}")
+        ensure_no_other_driver(lambda: _read_heartbeat(folder), f"{flag} {folder}")
         return
     if folder in _locks:
         return
@@ -168,12 +169,12 @@ def hold(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} {folder}: another recap-ray is at work on it; wait for it, or stop it first") from None
     except OSError:  # a file system without locks
         file.close()
-        wait_for_silence(lambda: _beat_of(folder), f"{flag} {folder}")
+        ensure_no_other_driver(lambda: _read_heartbeat(folder), f"{flag} {folder}")
         return
     _locks[folder] = file
 
 
-def _beat_of(folder: Path) -> Mapping[str, Any] | None:
+def _read_heartbeat(folder: Path) -> Mapping[str, Any] | None:
     if not (folder / "run.json").exists():
         return None
     return cast(Mapping[str, Any] | None, read_json(folder / "run.json", "the run in --output").get("heartbeat"))
@@ -185,8 +186,8 @@ def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], 
     old = read_json(folder / "run.json", "the run in --output")
     if old.get("fingerprint") == fingerprint or not _has_results(folder):
         return
-    before = old.get("made_from", {})
-    changed = [name for name in shaping if before.get(name) != shaping[name]] if old.get("job") == job else ["job"]
+    old_shaping = old.get("made_from", {})
+    changed = [name for name in shaping if old_shaping.get(name) != shaping[name]] if old.get("job") == job else ["job"]
     raise UserError(
         f"--output {folder} holds another run (it differs in {', '.join(changed)}): "
         "name a new folder, or repeat the settings in its run.json to go on with it"
@@ -197,8 +198,8 @@ def _has_results(folder: Path) -> bool:
     return any(result for pattern in RESULTS for result in folder.glob(pattern))
 
 
-def _discard_given_up(folder: Path, fingerprint: str) -> None:
-    """Removes what another run prepared in `folder` before it was given up; only the holder of the lock may."""
+def _discard_abandoned(folder: Path, fingerprint: str) -> None:
+    """Remove the files that an abandoned run prepared in `folder`; only the holder of the lock may."""
     if read_json(folder / "run.json", "the run in --output").get("fingerprint") != fingerprint:
         for path in (path for pattern in PREPARED for path in folder.glob(pattern)):
             if path.is_dir():

@@ -1,10 +1,10 @@
-"""What came of the parts of a run, added up.
+"""The totals over the parts of a run.
 
     O/reports/part-<id>-<number>.json    rows, errors by code and seconds by stage of a part, written with it
-    O/summary.json                       the same of all parts, whichever session made them
+    O/summary.json                       the totals over all parts, of all sessions
 
-A session adds what it did to what the summary says. Only after one that was killed, which told no summary, all reports
-are read again: a run of a million parts that captions every night what is new reads none of them.
+A session adds its counts to the summary. All reports are read again only after a session that was killed and wrote no
+summary: a run of a million parts that captions the new images every night reads none of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recap_ray.storage.files import read_json
-from recap_ray.storage.paths import ask_for_each
+from recap_ray.storage.paths import map_concurrently
 
 
 @dataclass
@@ -30,34 +30,34 @@ class Counts:
 
     @classmethod
     def of_reports(cls, folder: Path, parts: Iterable[str]) -> Counts:
-        """Of these parts of the run in `folder`, by their reports."""
+        """Add up the reports of these parts of the run in `folder`."""
         counts = cls()
-        for report in ask_for_each(lambda name: read_json(_report(folder, name), "a part's report"), parts):
+        for report in map_concurrently(lambda name: read_json(_report(folder, name), "a part's report"), parts):
             counts.add(report["rows"], report["errors"], report["seconds"])
         return counts
 
     @classmethod
     def of_summary(cls, summary: Mapping[str, Any]) -> Counts:
-        """What a summary.json says; nothing of an empty one."""
+        """Return the counts of a summary.json; zeros for an empty one."""
         errors, seconds = Counter(summary.get("errors", {})), Counter(summary.get("busy_seconds", {}))
         return cls(summary.get("parts", 0), summary.get("images", 0), errors, seconds)
 
     def add(self, rows: int, errors: Mapping[str, int], seconds: Mapping[str, float]) -> None:
-        """Adds a part."""
+        """Add a part."""
         self.parts += 1
         self.images += rows
         self.errors.update(errors)
         self.seconds.update(seconds)
 
     def merge(self, other: Counts) -> Counts:
-        """The sums of both."""
+        """Return the sums of both."""
         errors, seconds = self.errors.copy(), self.seconds.copy()
         errors.update(other.errors)
-        seconds.update(other.seconds)  # where + would leave out the stages that took no time
+        seconds.update(other.seconds)  # + would drop the stages that took no time
         return Counts(self.parts + other.parts, self.images + other.images, errors, seconds)
 
     def as_json(self) -> dict[str, Any]:
-        """As summary.json has them."""
+        """Return the counts in the form of summary.json."""
         return {
             "parts": self.parts,
             "images": self.images,
@@ -68,10 +68,10 @@ class Counts:
 
 
 def count_all(folder: Path, summary: Mapping[str, Any], session: Counts, finished: Collection[str]) -> Counts:
-    """The sums over all finished parts of the run in `folder`, of which the `summary` of an earlier session and this
-    `session` tell."""
-    told = Counts.of_summary(summary).merge(session)
-    return told if told.parts == len(finished) else Counts.of_reports(folder, sorted(finished))
+    """Return the sums over all finished parts of the run in `folder`: those in the `summary` of an earlier session plus
+    this `session`, or if parts are missing in both, the sums of all reports."""
+    counts = Counts.of_summary(summary).merge(session)
+    return counts if counts.parts == len(finished) else Counts.of_reports(folder, sorted(finished))
 
 
 def _report(folder: Path, part: str) -> Path:

@@ -1,4 +1,4 @@
-"""Copies of remote files on this machine, each fetched once."""
+"""Local copies of remote files, each fetched once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from recap_ray.storage.paths import (
 )
 
 
-def fetched(text: str, flag: str) -> Path:
-    """A folder or file that must be a local one for who reads it (models): itself, or a copy on this machine.
+def cached_path(text: str, flag: str) -> Path:
+    """Return a local path to a folder or file for readers that need one (models): itself, or a local copy of a URL.
 
-    Raises UserError, which begins with `flag`, for a URL that leads nowhere.
+    Raises UserError, which begins with `flag`, for a URL that does not exist.
     """
     path = storage_path(text, flag)
     if not is_remote(path):
@@ -37,7 +37,7 @@ def fetched(text: str, flag: str) -> Path:
 
 
 def local_copy(path: Path) -> Path:
-    """The path itself if it is local, else a copy of the file or folder on this machine, fetched once.
+    """Return the path itself if it is local, else a local copy of the file or folder, fetched once.
 
     Raises FileNotFoundError.
     """
@@ -46,27 +46,27 @@ def local_copy(path: Path) -> Path:
     files = filesystem_of(path).find(key_of(path), detail=True)
     if not files:
         raise FileNotFoundError(str(path))
-    stamp = hashlib.sha256(repr([(name, stamp_of(about)) for name, about in sorted(files.items())]).encode())
-    target = cache_folder() / stamp.hexdigest()[:16] / path.name
+    version = hashlib.sha256(repr([(name, stamp_of(info)) for name, info in sorted(files.items())]).encode())
+    target = cache_folder() / version.hexdigest()[:16] / path.name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(target.with_name(f".{target.name}.lock")):
-            if not target.exists():  # nobody fetched it while we waited
+        with _exclusive(target.with_name(f".{target.name}.lock")):
+            if not target.exists():  # no other process fetched it in the meantime
                 _fetch(path, files, target)
     return target
 
 
 @contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Actors that start together on a node load the same models: the others wait for the first one's copy."""
+def _exclusive(lock: Path) -> Iterator[None]:
+    """Hold a lock: actors that start together on a node load the same models, and wait for the first one's copy."""
     with open(lock, "w") as file:
-        with suppress(OSError):  # a file system without locks: then each one fetches its own, and one of them counts
+        with suppress(OSError):  # a file system without locks: each process fetches a copy, one of them is kept
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _fetch(path: Path, files: Iterable[str], target: Path) -> None:
-    """Copies `files`, which are all that is below `path` in its store, so that `target` appears whole or not at all."""
+    """Copy `files`, all files below `path` in its store, so that `target` appears whole or not at all."""
     fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     for name in files:
         to = fresh / name.removeprefix(key_of(path)).lstrip("/") if name != key_of(path) else fresh
@@ -79,10 +79,10 @@ def _fetch(path: Path, files: Iterable[str], target: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where a node keeps copies of remote files and what it made of an index: RECAP_RAY_CACHE, or a folder of the
-    user's among the temporary ones.
+    """Return the folder where a node caches remote files and prepared indexes: RECAP_RAY_CACHE, or a folder of the user
+    among the temporary ones.
 
-    It may be deleted whenever no job is running. Raises UserError for a temporary one that is someone else's.
+    It may be deleted while no job is running. Raises UserError if the temporary folder belongs to another user.
     """
     if chosen := os.environ.get("RECAP_RAY_CACHE"):
         return Path(chosen).expanduser()

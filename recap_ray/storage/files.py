@@ -1,4 +1,4 @@
-"""Whole small files: JSON, digests, and what tells one version of a file from another."""
+"""Whole small files: JSON, digests, and versions of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recap_ray.storage.paths import commit, is_remote, read_whole, stamp_of, sto
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file of ours; raises UserError if it is missing or damaged."""
+    """Return the JSON object in a file that recap-ray wrote; raises UserError if it is missing or damaged."""
     try:
         path = storage_path(path, what) if isinstance(path, str) else path
         content = json.loads(read_whole(path))
@@ -30,42 +30,42 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON, whole or not at all."""
+    """Write JSON, whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """A short digest of JSON-able settings that does not depend on their order."""
+    """Return a short digest of JSON-serialisable settings that does not depend on their order."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """A short digest of a file's bytes: what an artifact is, wherever it lies."""
+    """Return a short digest of a file's bytes, which identifies an artifact in any folder."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def file_stamp(path: str) -> dict[str, Any]:
-    """What tells one version of a large input file from another without reading it."""
+    """Return the path and version of a large input file, without reading it."""
     if is_remote(path):
-        about = cast(Any, storage_path(path, "input")).stat().as_info()
-        return {"path": path, "stamp": stamp_of(about)}
+        info = cast(Any, storage_path(path, "input")).stat().as_info()
+        return {"path": path, "stamp": stamp_of(info)}
     status = os.stat(path)
     return {"path": os.path.abspath(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
 
 
-def share_file(source: Path, target: Path) -> None:
-    """Makes `target` a file of the same bytes: a hard link where the file system has them, else a copy.
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a file of the same bytes: a hard link where the file system supports it, else a copy.
 
-    Nothing here writes into a file that is there (`commit` renames), so a link never changes under its other name.
+    recap-ray never writes into an existing file (`commit` renames), so a link never changes under its other name.
     """
 
     def write(temporary: Path) -> None:
-        here = local_copy(source)
+        local = local_copy(source)
         try:
-            os.link(here, temporary)
+            os.link(local, temporary)
         except OSError:
-            shutil.copyfile(here, temporary)
+            shutil.copyfile(local, temporary)
 
     commit(target, write)

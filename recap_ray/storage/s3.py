@@ -1,4 +1,4 @@
-"""Paths of S3 that ask again, for about a minute, where the store and not the request is at fault."""
+"""S3 paths that retry for about a minute after errors of the store, not of the request."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from upath.registry import register_implementation
 REQUESTS = 13
 
 
-class PatientS3Path(S3Path):
-    """As universal_pathlib's; a worker that unpickles one has its patience too."""
+class RetryingS3Path(S3Path):
+    """A universal_pathlib S3Path that retries; unpickling one in a worker enables the retries there."""
 
     @property
     def fs(self) -> Any:
-        """The file system."""
-        _be_patient()
+        """Return the file system, with retries enabled."""
+        _configure_retries()
         return super().fs
 
 
 for _protocol in ("s3", "s3a"):
-    register_implementation(_protocol, PatientS3Path, clobber=True)
+    register_implementation(_protocol, RetryingS3Path, clobber=True)
 
 
 @cache
-def _be_patient() -> None:
+def _configure_retries() -> None:
     s3fs.S3FileSystem.retries = REQUESTS
-    s3fs.core.set_custom_error_handler(_is_the_stores_fault)
+    s3fs.core.set_custom_error_handler(_is_store_error)
     logging.getLogger("botocore").setLevel(logging.WARNING)  # its debug lines hold signatures
 
 
-def _is_the_stores_fault(error: Exception) -> bool:
-    answer = getattr(error, "response", None) or {}
-    return isinstance(error, NoConnection) or answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+def _is_store_error(error: Exception) -> bool:
+    response = getattr(error, "response", None) or {}
+    return isinstance(error, NoConnection) or response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500

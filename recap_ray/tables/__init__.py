@@ -1,1 +1,1 @@
-"""Tables that users bring: captions, pairs, embeddings, judgements. No torch."""
+"""Tables of users: captions, pairs, embeddings, judgements. No torch."""

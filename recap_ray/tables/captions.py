@@ -1,4 +1,4 @@
-"""Captions, pairs of image and caption, predictions and ratings, from the files people keep them in.
+"""Captions, pairs of image and caption, predictions and ratings, from the usual file formats.
 
 | suffix              | what is read                                                                    |
 |---------------------|---------------------------------------------------------------------------------|
@@ -7,7 +7,7 @@
 | .parquet            | the same columns; a caption column may hold a string or a list of strings       |
 | .json               | COCO captions: {"images": [...], "annotations": [...]}; predictions: see there  |
 
-Text files may end in .gz. The image column is the first of IMAGE_COLUMNS that is there, the caption column the first
+Text files may end in .gz. The image column is the first of IMAGE_COLUMNS that exists, the caption column the first
 of CAPTION_COLUMNS, the rating column the first of RATING_COLUMNS. Blank captions are left out.
 """
 
@@ -28,7 +28,7 @@ from recap_ray.tables.formats import (
     COLUMN_READERS,
     IMAGE_COLUMNS,
     RATING_COLUMNS,
-    damage_told_in_one_line,
+    damage_as_user_error,
     iter_token_lines,
     open_text,
     read_coco,
@@ -44,16 +44,16 @@ FORMATS = f"{TABLE_FORMATS}, .json (COCO captions)"
 
 
 def read_pairs(path: str, flag: str = "--pairs") -> pa.Table:
-    """Each image once with all of its captions: columns `image` (string), `captions` (list of strings).
+    """Return each image once with all of its captions: columns `image` (string), `captions` (list of strings).
 
-    Images stay in the order of their first appearance. Raises UserError for a missing file, an unknown format or a
+    Images are in the order of their first appearance. Raises UserError for a missing file, an unknown format or a
     missing column.
     """
-    none = pa.table({"image": pa.array([], pa.string()), "caption": pa.array([], pa.string())})
-    pairs = pa.concat_tables([none, *_columns(path, flag, with_image=True)])
+    empty = pa.table({"image": pa.array([], pa.string()), "caption": pa.array([], pa.string())})
+    pairs = pa.concat_tables([empty, *_columns(path, flag, with_image=True)])
     if not pairs.num_rows:
         raise UserError(f"{flag} {path} holds no pair of image and caption: expected rows of image and caption")
-    # Arrow's groups come in no promised order, so each is put where its image first stood.
+    # Arrow does not guarantee the order of groups, so they are sorted by the first row of each image.
     pairs = pairs.append_column("row", pa.array(range(len(pairs)), pa.int64()))
     grouped = pairs.group_by("image", use_threads=False).aggregate([("caption", "list"), ("row", "min")])
     grouped = grouped.sort_by("row_min")
@@ -61,8 +61,8 @@ def read_pairs(path: str, flag: str = "--pairs") -> pa.Table:
 
 
 def read_grouped_captions(path: str, flag: str = "--captions") -> pa.Table:
-    """Captions by the images they tell of: columns `image`, `captions` as read_pairs gives them. In a file that names
-    no images each distinct caption stands for an image of its own, by its own words.
+    """Return captions grouped by image: columns `image`, `captions` as in read_pairs. In a file without images each
+    distinct caption counts as a separate image, named by its text.
 
     Raises UserError as read_pairs does, but for a missing image column.
     """
@@ -76,10 +76,11 @@ def read_grouped_captions(path: str, flag: str = "--captions") -> pa.Table:
 
 
 def read_located_pairs(path: str, image_root: str | None, flag: str = "--pairs") -> pa.Table:
-    """The pairs with one more column, `source`: the file of each image, below `image_root` or the table's own folder.
+    """Return the pairs with one more column, `source`: the file of each image, below `image_root` or the table's
+    folder.
 
-    A file that has several names is one image, called by the first of them, with the captions of all. Raises UserError
-    as read_pairs does, and if the first 100 images are not there.
+    A file with several names is one image, called by the first of them, with the captions of all. Raises UserError as
+    read_pairs does, and if the first 100 images do not exist.
     """
     pairs = read_pairs(path, flag)
     folder = os.path.expanduser(image_root) if image_root else os.path.dirname(path)
@@ -87,9 +88,9 @@ def read_located_pairs(path: str, image_root: str | None, flag: str = "--pairs")
     if len(set(sources)) < len(sources):
         names: dict[str, str] = {}
         captions: dict[str, list[str]] = {}
-        for name, source, own in zip(pairs["image"].to_pylist(), sources, pairs["captions"].to_pylist()):
+        for name, source, texts in zip(pairs["image"].to_pylist(), sources, pairs["captions"].to_pylist()):
             names.setdefault(source, name)
-            captions.setdefault(source, []).extend(own)
+            captions.setdefault(source, []).extend(texts)
         sources = list(names)
         pairs = pa.table(
             {"image": list(names.values()), "captions": pa.array(captions.values(), pa.list_(pa.string()))}
@@ -98,19 +99,19 @@ def read_located_pairs(path: str, image_root: str | None, flag: str = "--pairs")
 
 
 def iter_captions(path: str, flag: str = "--captions") -> Iterator[list[str]]:
-    """The captions of a file in its order, in batches; memory stays that of one batch for text and Parquet files."""
+    """Yield the captions of a file in order, in batches; text and Parquet files need the memory of one batch."""
     for table in _columns(path, flag, with_image=False):
         yield table["caption"].to_pylist()
 
 
 def read_token_file(path: str, flag: str = "--references") -> dict[str, str]:
-    """Caption id (IMAGE#N) -> caption of Flickr8k's token file, in file order.
+    """Return caption id (IMAGE#N) -> caption of Flickr8k's token file, in file order.
 
-    UserError for a line of another form, and for an id given twice.
+    Raises UserError for a line of another form, and for a duplicate id.
     """
     path = require_file(path, flag, "lines of IMAGE#N, a tab and the caption")
     captions: dict[str, str] = {}
-    with damage_told_in_one_line(path, flag):
+    with damage_as_user_error(path, flag):
         for number, caption_id, caption in iter_token_lines(path, flag):
             if caption_id in captions:
                 raise UserError(f"{flag} {path}, line {number}: the caption id {caption_id!r} was given before")
@@ -122,13 +123,13 @@ def read_token_file(path: str, flag: str = "--references") -> dict[str, str]:
 
 
 def read_predictions(path: str, flag: str = "--captions") -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Predictions and references by key, in file order, of a JSON list of objects with key, captions and prediction.
+    """Return predictions and references by key, in file order, of a JSON list of objects (key, captions, prediction).
 
     The key is under "key" or "image_name"; "captions", the references, is a list of strings or one string. An image
-    whose prediction is blank is in the references alone. UserError names the entry, from 1, that is not of this form.
+    whose prediction is blank is only in the references. UserError names the entry, from 1, that is not of this form.
     """
     path = require_file(path, flag, "a .json list of objects with 'key', 'captions' and 'prediction'")
-    with damage_told_in_one_line(path, flag), open_text(path) as file:
+    with damage_as_user_error(path, flag), open_text(path) as file:
         entries = json.load(file)
     if not isinstance(entries, list) or not entries:
         what = "an empty list" if entries == [] else _kind(entries)
@@ -153,9 +154,9 @@ def _prediction(entry: Any, where: str) -> tuple[str, list[str], str]:
     name = "image_name" if "key" not in entry and "image_name" in entry else "key"
     for field in (name, "captions", "prediction"):
         if field not in entry:
-            wanted = "'key' or 'image_name'" if field == "key" else repr(field)
-            there = ", ".join(map(repr, entry)) or "nothing"
-            raise UserError(f"{where} has no {wanted} (it has {there}): expected key, captions and prediction")
+            missing = "'key' or 'image_name'" if field == "key" else repr(field)
+            present = ", ".join(map(repr, entry)) or "nothing"
+            raise UserError(f"{where} has no {missing} (it has {present}): expected key, captions and prediction")
     for field in (name, "prediction"):
         if not _is_text(entry[field]):
             raise UserError(f"{where}: {field!r} is {_kind(entry[field])}, expected a string of valid text")
@@ -169,12 +170,12 @@ def _prediction(entry: Any, where: str) -> tuple[str, list[str], str]:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether value is a string that can be written: JSON's escapes can spell half characters."""
+    """Return whether value is a string that can be encoded: JSON's escapes can form lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def _kind(value: Any) -> str:
-    """The value and what JSON calls its type, for messages."""
+    """Return the value and its JSON type, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value", type(None): "null"}
     kind = names.get(type(value), "a number")
     return kind if value is None else f"{kind} ({json.dumps(value)[:40]})"
@@ -184,17 +185,17 @@ def _kind(value: Any) -> str:
 
 
 def read_ratings(path: str, flag: str = "--judgements") -> pa.Table:
-    """Every row of a table of ratings: columns `image`, `caption` (strings), `rating` (float64, finite).
+    """Return every row of a table of ratings: columns `image`, `caption` (strings), `rating` (float64, finite).
 
-    Row i of the result is row i + 1 of the file, its header not counted. UserError names the row that lacks an image
-    or a caption, or whose rating is no finite number.
+    Row i of the result is row i + 1 of the file, not counting its header. UserError names the row that lacks an image
+    or a caption, or whose rating is not a finite number.
     """
     path = require_file(path, flag, f"one of {TABLE_FORMATS}")
     reader = COLUMN_READERS.get(suffix_of(path))
     if reader is None:
         raise UserError(f"{flag} {path} is of no known format: expected one of {TABLE_FORMATS}")
     rows: list[tuple[str, str, float]] = []
-    with damage_told_in_one_line(path, flag):
+    with damage_as_user_error(path, flag):
         for batch in reader(path, (*IMAGE_COLUMNS, *CAPTION_COLUMNS, *RATING_COLUMNS)):
             columns = (
                 _column(batch, names, what, path, flag).to_pylist()
@@ -227,9 +228,9 @@ def _rating(row: tuple[Any, ...], where: str) -> tuple[str, str, float]:
 def _names_images(path: str, flag: str) -> bool:
     reader = COLUMN_READERS.get(suffix_of(path))
     if reader is None:
-        return True  # COCO's, or of a format that read_pairs will refuse
+        return True  # COCO, or a format for which read_pairs raises
     path = require_file(path, flag, f"one of {FORMATS}")
-    with damage_told_in_one_line(path, flag):
+    with damage_as_user_error(path, flag):
         first = next(iter(reader(path, (*IMAGE_COLUMNS, *CAPTION_COLUMNS))), None)
     return first is not None and any(name in first.column_names for name in IMAGE_COLUMNS)
 
@@ -245,19 +246,19 @@ def _columns(path: str, flag: str, with_image: bool) -> Iterator[pa.Table]:
         batches = COLUMN_READERS[suffix](path, (*IMAGE_COLUMNS, *CAPTION_COLUMNS))
     else:
         raise UserError(f"{flag} {path} is of no known format: expected one of {FORMATS}")
-    with damage_told_in_one_line(path, flag):
+    with damage_as_user_error(path, flag):
         for batch in batches:
-            yield _pick(batch, path, flag, with_image)
+            yield _select(batch, path, flag, with_image)
 
 
-def _pick(table: pa.Table, path: str, flag: str, with_image: bool) -> pa.Table:
-    """The columns `caption` and, if asked for, `image`, one caption a row; rows that lack one are left out."""
+def _select(table: pa.Table, path: str, flag: str, with_image: bool) -> pa.Table:
+    """Return the columns `caption` and, if `with_image`, `image`, one caption a row; rows without one are dropped."""
     caption = _column(table, CAPTION_COLUMNS, "caption", path, flag)
     columns = {"image": _column(table, IMAGE_COLUMNS, "image", path, flag)} if with_image else {}
     if pa.types.is_list(caption.type) or pa.types.is_large_list(caption.type):
         caption = caption.combine_chunks()
-        owner = pc.list_parent_indices(caption)
-        columns = {name: column.take(owner) for name, column in columns.items()}
+        parents = pc.list_parent_indices(caption)
+        columns = {name: column.take(parents) for name, column in columns.items()}
         caption = pc.list_flatten(caption)
     flat = pa.table({**columns, "caption": caption}).cast(pa.schema([(n, pa.string()) for n in [*columns, "caption"]]))
     flat = flat.set_column(len(columns), "caption", pc.utf8_trim_whitespace(flat["caption"])).drop_null()

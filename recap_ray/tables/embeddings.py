@@ -1,13 +1,13 @@
-"""Embeddings that somebody has already computed, read a block at a time: no model is needed to fit on them.
+"""Precomputed embeddings, read a block at a time: fitting on them needs no model.
 
 | suffix   | what is read                                                                                   |
 |----------|------------------------------------------------------------------------------------------------|
-| .npz     | arrays `image` and `text` (n x d each), and if there `key` (n)                                 |
-| .parquet | columns `image` and `text` of lists of d numbers, and if there `key`                           |
+| .npz     | arrays `image` and `text` (n x d each), and optionally `key` (n)                               |
+| .parquet | columns `image` and `text` of lists of d numbers, and optionally `key`                         |
 
-Arrays in memory come the same way. Row i is a pair. An image with several captions stands in several rows, with the
-same key or, without keys, with the very same embedding: it is one image by that, and never on both sides of a
-cross-validation.
+Arrays in memory are read the same way. Row i is a pair. An image with several captions is in several rows, with the
+same key or, without keys, with bitwise identical embeddings: it then counts as one image, and is never on both sides of
+a cross-validation.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ BLOCK_ROWS = 16_384
 
 @dataclass(frozen=True)
 class EmbeddingsFile:
-    """An opened file: its pairs come block by block, checked."""
+    """An opened file that yields its pairs block by block, checked."""
 
-    where: str  # what the user gave, to begin messages with
+    where: str  # the source that the user gave, to begin messages with
     rows: int
     dim: int
     table: _Table
 
     @classmethod
     def open(cls, path: str, flag: str = "--embeddings") -> EmbeddingsFile:
-        """Reads what the file says of itself; raises UserError if it is none, or if image and text do not fit."""
+        """Read the header of a file; raises UserError if it is no such file, or if image and text do not match."""
         path = require_file(path, flag, FORMATS)
         suffix = os.path.splitext(path)[1].lower()
         if suffix not in _TABLES:
@@ -54,7 +54,7 @@ class EmbeddingsFile:
 
     @classmethod
     def of_arrays(cls, image: np.ndarray, text: np.ndarray, keys: Sequence[str] | None, where: str) -> EmbeddingsFile:
-        """The same of arrays in memory (n, d) and, if there, a key for each row; messages begin with `where`."""
+        """Open arrays in memory (n, d), optionally with a key for each row; messages begin with `where`."""
         return cls._of(lambda: _Arrays(image, text, keys), where, "two arrays of n x d floats")
 
     @classmethod
@@ -80,14 +80,14 @@ class EmbeddingsFile:
         return cls(where, image[0], image[1], table)
 
     def blocks(self) -> Iterator[tuple[EmbeddedPairs, list[str]]]:
-        """The pairs and what tells their images apart, BLOCK_ROWS rows at a time; rows that follow each other with
-        the same image become one image with several captions.
+        """Yield the pairs and the identifiers of their images, BLOCK_ROWS rows at a time; consecutive rows with the
+        same image become one image with several captions.
 
-        Raises UserError for the first row that holds NaN, infinite numbers or zeros alone, that has no key where
-        others have one, or a key that an earlier row had with another embedding.
+        Raises UserError for the first row that holds NaN, infinite numbers or only zeros, that has no key while others
+        have one, or that has the key of an earlier row with another embedding.
         """
         start = 0
-        digest_of: dict[str, bytes] = {}  # key -> its image: two short strings an image, where there are keys
+        digest_of: dict[str, bytes] = {}  # key -> image: two short strings an image, if there are keys
         try:
             for image, text, keys in self.table.blocks(BLOCK_ROWS):
                 for name, vectors in (("image", image), ("text", text)):
@@ -132,8 +132,7 @@ class _Table(Protocol):
 
 
 class _Npz:
-    """Arrays in a zip file, read as streams: np.load would hold them whole. Object arrays, which are pickles, are
-    refused."""
+    """Arrays in a zip file, read as streams: np.load would load them whole. Object arrays, which are pickles, raise."""
 
     def __init__(self, path: str):
         self.path = path
@@ -148,7 +147,7 @@ class _Npz:
         return _checked_shape(name, shape, dtype)
 
     def keys(self) -> int | None:
-        """How many keys there are; None without any."""
+        """Return the number of keys, or None without any."""
         if "key" not in self.names:
             return None
         with zipfile.ZipFile(self.path) as file, file.open("key.npy") as stream:
@@ -165,7 +164,7 @@ class _Npz:
 
 
 class _Arrays:
-    """Arrays that are in memory already."""
+    """Arrays in memory."""
 
     def __init__(self, image: np.ndarray, text: np.ndarray, keys: Sequence[str] | None):
         self.columns = {"image": np.ascontiguousarray(image), "text": np.ascontiguousarray(text)}
@@ -176,7 +175,7 @@ class _Arrays:
         return _checked_shape(name, self.columns[name].shape, self.columns[name].dtype)
 
     def keys(self) -> int | None:
-        """How many keys there are; None without any."""
+        """Return the number of keys, or None without any."""
         return len(self.columns["key"]) if "key" in self.columns else None
 
     def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
@@ -194,15 +193,15 @@ def _checked_shape(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> t
 def _npy_blocks(file: zipfile.ZipFile, name: str, rows: int) -> Iterator[np.ndarray]:
     with file.open(f"{name}.npy") as stream:
         shape, fortran_order, dtype = _npy_header(stream)
-        if fortran_order and len(shape) > 1:  # its rows lie scattered over the file: there is no reading a few
+        if fortran_order and len(shape) > 1:  # column-major: its rows cannot be read separately
             whole = np.frombuffer(stream.read(), dtype).reshape(shape, order="F")
             yield from (np.ascontiguousarray(whole[start : start + rows]) for start in range(0, len(whole), rows))
             return
         row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
         for start in range(0, shape[0], rows):
-            wanted = min(rows, shape[0] - start)
-            data = stream.read(wanted * row_bytes)
-            yield np.frombuffer(data, dtype).reshape(wanted, *shape[1:])
+            count = min(rows, shape[0] - start)
+            data = stream.read(count * row_bytes)
+            yield np.frombuffer(data, dtype).reshape(count, *shape[1:])
 
 
 def _npy_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -237,7 +236,7 @@ class _Parquet:
         return rows, first
 
     def keys(self) -> int | None:
-        """How many keys there are; None without any."""
+        """Return the number of keys, or None without any."""
         return self.file.metadata.num_rows if "key" in self.columns else None
 
     def blocks(self, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
@@ -259,7 +258,7 @@ def _matrix(column: pa.Array, dim: int, name: str, start: int) -> np.ndarray:
 
 
 def _as_float(vectors: np.ndarray) -> np.ndarray:
-    """float32, or float64 if they are: half precision is no type to multiply in."""
+    """Convert to float32, keep float64: half precision is too coarse to multiply in."""
     return vectors.astype(np.float64 if vectors.dtype.itemsize == 8 else np.float32, copy=False)
 
 

@@ -1,6 +1,7 @@
-"""The rows of judgements in each of their formats, as the files hold them: no rule of a protocol is applied here.
+"""The rows of judgements in each of their formats, as stored in the files: the rules of the protocols are applied
+later.
 
-judgements.py lists the formats and has the rules.
+judgements.py lists the formats and implements the rules.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from recap_ray.errors import UserError
 from recap_ray.tables.captions import read_ratings, read_token_file
-from recap_ray.tables.formats import damage_told_in_one_line, image_of, open_text, suffix_of
+from recap_ray.tables.formats import damage_as_user_error, image_of, open_text, suffix_of
 
 EXPERT, CF, TABLE = "flickr8k-expert", "flickr8k-cf", "table"
 
@@ -33,12 +34,12 @@ References = dict[str, list[str]]
 
 
 def is_expert_rating(rating: float) -> bool:
-    """Whether rating is 1, 2, 3 or 4."""
+    """Return whether rating is 1, 2, 3 or 4."""
     return rating in (1, 2, 3, 4)
 
 
 def is_fraction(rating: float) -> bool:
-    """Whether rating is from 0 to 1."""
+    """Return whether rating is from 0 to 1."""
     return 0 <= rating <= 1
 
 
@@ -46,21 +47,22 @@ def is_fraction(rating: float) -> bool:
 
 
 def token_captions(where: str, references_path: str | None, flag: str) -> dict[str, str]:
-    """Caption id -> caption of the token file; UserError that says what to give where there is none."""
+    """Return caption id -> caption of the token file; raises UserError that asks for it if it is missing."""
     if references_path is None or suffix_of(references_path) != ".txt":
-        given = "none is given" if references_path is None else f"{references_path} is no such file"
+        reason = "none is given" if references_path is None else f"{references_path} is no such file"
         raise UserError(
-            f"{where} names captions by ids that a token file explains, and {given}: add {flag} Flickr8k.token.txt"
+            f"{where} names captions by ids that a token file explains, and {reason}: add {flag} Flickr8k.token.txt"
         )
     return read_token_file(references_path, flag)
 
 
 def read_annotations(path: str, captions: dict[str, str], protocol: str, flag: str) -> tuple[str, Rows]:
-    """The protocol, taken from the first line if "auto", and the rows. No line fits both: 1 yes of 1 has 0 no."""
+    """Return the protocol, if "auto" detected from the first line, and the rows. No line fits both: 1 yes of 1 has 0
+    no."""
     if protocol == TABLE:
         raise UserError(f"{flag} {path} is a .txt, which holds {EXPERT} or {CF}: give one of these, or auto")
     rows: Rows = []
-    with damage_told_in_one_line(path, flag), open_text(path) as file:
+    with damage_as_user_error(path, flag), open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -90,7 +92,7 @@ def _annotation(line: str, place: str) -> tuple[str, str, list[float]]:
 
 def _fraction_of_yes(numbers: list[float], place: str) -> float:
     fraction, yes, no = numbers
-    # 0.005: a copy of the file whose fractions are rounded to two places is as good.
+    # 0.005: accepts copies of the file with fractions rounded to two places.
     if yes < 0 or no < 0 or not yes + no > 0 or not abs(fraction - yes / (yes + no)) <= 0.005:
         raise UserError(
             f"{place}: {fraction:g}, {yes:g}, {no:g} are neither three ratings from 1 to 4 nor the fraction of yes, "
@@ -100,8 +102,8 @@ def _fraction_of_yes(numbers: list[float], place: str) -> float:
 
 
 def references_by_stem(rows: Rows, captions: dict[str, str]) -> References:
-    """The captions of each judged image, by its name or else its name up to the first dot, as the authors join them:
-    the token file holds one image as 2258277193_586949ec62.jpg.1.
+    """Return the captions of each judged image, by its name or else its name up to the first dot, as the authors join
+    them: the token file holds one image as 2258277193_586949ec62.jpg.1.
     """
     by_name: References = {}
     for caption_id, caption in captions.items():
@@ -114,11 +116,12 @@ def references_by_stem(rows: Rows, captions: dict[str, str]) -> References:
 
 
 def read_clipscore_json(path: str, flag: str) -> tuple[Rows, References]:
-    """The rows and the references of flickr8k.json and its like; an image is named by the base name of image_path.
+    """Return the rows and references of flickr8k.json and files like it; images are named by the base name of
+    image_path.
 
-    Judgements rated NaN are left out, as the authors do: nobody rated them.
+    Judgements rated NaN are left out, as by the authors: they were not rated.
     """
-    with damage_told_in_one_line(path, flag), open_text(path) as file:
+    with damage_as_user_error(path, flag), open_text(path) as file:
         content = json.load(file)
     if not isinstance(content, dict):
         raise UserError(f"{flag} {path} holds no object: expected image ids, each with {_ENTRY}")
@@ -142,8 +145,8 @@ _ENTRY = "image_path, ground_truth (a list of captions) and human_judgement (a l
 
 
 def _json_entry(entry: Any, where: str) -> tuple[str, list[str], list[Any]]:
-    found = entry if isinstance(entry, dict) else {}
-    path, texts, judged = (found.get(name) for name in ("image_path", "ground_truth", "human_judgement"))
+    fields = entry if isinstance(entry, dict) else {}
+    path, texts, judged = (fields.get(name) for name in ("image_path", "ground_truth", "human_judgement"))
     if not isinstance(path, str) or not isinstance(judged, list):
         raise UserError(f"{where} is no judged image: expected an object with {_ENTRY}")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -152,8 +155,8 @@ def _json_entry(entry: Any, where: str) -> tuple[str, list[str], list[Any]]:
 
 
 def _json_judgement(item: Any, where: str) -> tuple[str, float]:
-    found = item if isinstance(item, dict) else {}
-    caption, rating = found.get("caption"), found.get("rating")
+    fields = item if isinstance(item, dict) else {}
+    caption, rating = fields.get("caption"), fields.get("rating")
     if not isinstance(caption, str) or not caption.strip():
         raise UserError(f"{where} has no caption: expected an object with caption and rating")
     if not isinstance(rating, int | float) or isinstance(rating, bool):
@@ -162,7 +165,7 @@ def _json_judgement(item: Any, where: str) -> tuple[str, float]:
 
 
 def protocol_of(rows: Rows) -> str:
-    """The protocol that the ratings of a .json show: only CF's are fractions, only Expert's reach above 1."""
+    """Detect the protocol from the ratings of a .json: only CF's are fractions, only Expert's exceed 1."""
     ratings = [rating for row in rows for rating in row.ratings]
     return CF if all(map(is_fraction, ratings)) and not all(map(is_expert_rating, ratings)) else EXPERT
 
@@ -171,7 +174,7 @@ def protocol_of(rows: Rows) -> str:
 
 
 def read_table(path: str, flag: str) -> Rows:
-    """The rows of a table with the columns image, caption and rating."""
+    """Return the rows of a table with the columns image, caption and rating."""
     table = read_ratings(path, flag)
     columns = (table[name].to_pylist() for name in ("image", "caption", "rating"))
     return [Row(f"row {i}", image, caption, [rating]) for i, (image, caption, rating) in enumerate(zip(*columns), 1)]

@@ -7,7 +7,7 @@
 | .json                        | flickr8k.json, crowdflower_flickr8k.json as the clipscore repository's script makes |
 | .tsv .csv .jsonl .parquet    | columns image, caption, rating, see captions.py                                       |
 
-What is then done is a matter of the protocol, not of the format; its rules are those of Hessel et al. 2021 (CLIPScore,
+Further processing depends on the protocol, not on the format; its rules are those of Hessel et al. 2021 (CLIPScore,
 arXiv 2104.08718), appendix A, who follow SPICE (Anderson et al. 2016). Which tau goes with it: metrics/agreement.py.
 """
 
@@ -42,7 +42,7 @@ FORMATS = f"Flickr8k's .txt, clipscore's .json, or a table in {TABLE_FORMATS}"
 
 @dataclass(frozen=True)
 class Judgements:
-    """Rated captions: images, captions and ratings are columns of one length, an (image, caption) pair a row."""
+    """Rated captions: images, captions and ratings are columns of one length, one (image, caption) pair a row."""
 
     protocol: str  # one of PROTOCOLS, never "auto"
     images: list[str]
@@ -58,11 +58,11 @@ def read_judgements(
     flag: str = "--judgements",
     references_flag: str = "--references",
 ) -> Judgements:
-    """The judgements of a file under the rules of a protocol; "auto" takes the one that the file's content shows.
+    """Return the judgements of a file under the rules of a protocol; "auto" detects it from the file's content.
 
     references_path: for a .txt the token file Flickr8k.token.txt, needed since the judgements name captions by their
-    ids; for a .json it replaces the file's own references; for a table it is any file that read_pairs takes, and
-    optional under the protocol "table". UserError, one line, names the row that is wrong.
+    ids; for a .json it replaces the file's own references; for a table it is any file that read_pairs accepts,
+    and optional under the protocol "table". Raises UserError, one line, that names the invalid row.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
@@ -72,14 +72,14 @@ def read_judgements(
     if not rows:
         raise UserError(f"{where} holds no judgement: expected {FORMATS}")
     _check(rows, references, protocol, where, references_flag)
-    rows, references = _follow(protocol, rows, references, where)
+    rows, references = _apply_protocol(protocol, rows, references, where)
     return _collect(protocol, rows, references)
 
 
 def _read(
     path: str, references_path: str | None, protocol: str, flag: str, references_flag: str
 ) -> tuple[str, Rows, References]:
-    """The protocol, no longer "auto", with the rows and references as the files hold them."""
+    """Return the protocol, no longer "auto", with the rows and references as stored in the files."""
     suffix = suffix_of(path)
     if suffix == ".txt":
         captions = token_captions(f"{flag} {path}", references_path, references_flag)
@@ -98,29 +98,29 @@ def _read(
 
 
 def skip_own_captions(rows: Rows, references: References) -> Rows:
-    """Expert: the rows whose caption is not among its image's references (Hessel et al. 2021, appendix A).
+    """Return, for Expert, the rows whose caption is not among its image's references (Hessel et al. 2021, appendix A).
 
-    Such a caption was written for the image: a metric with references would find it word for word.
+    Skipped captions were written for the image: a metric with references would match them word for word.
     """
     return [row for row in rows if row.caption not in references[row.image]]
 
 
 def remove_judged_captions(rows: Rows, references: References) -> References:
-    """CF: the references without the captions judged of the same image (Hessel et al. 2021, appendix A).
+    """Return, for CF, the references without the captions judged of the same image (Hessel et al. 2021, appendix A).
 
-    Each judgement removes the first reference equal to its caption, if there is one, and it stays removed for all
-    judgements of that image, earlier ones too. An image that holds the same reference twice keeps the other; but
-    clipscore's .json has been through this once, so there it loses the other here.
+    Each judgement removes the first reference equal to its caption, if any, and it stays removed for all judgements of
+    that image, earlier ones too. An image with the same reference twice keeps the second; but in clipscore's .json
+    this was done once already, so there it loses the second here.
     """
-    left = {image: list(texts) for image, texts in references.items()}
+    remaining = {image: list(texts) for image, texts in references.items()}
     for row in rows:
-        if row.caption in left[row.image]:
-            left[row.image].remove(row.caption)
-    return left
+        if row.caption in remaining[row.image]:
+            remaining[row.image].remove(row.caption)
+    return remaining
 
 
-def _follow(protocol: str, rows: Rows, references: References, where: str) -> tuple[Rows, References]:
-    """Rows and references after the rule of the protocol; UserError if it leaves nothing to measure with."""
+def _apply_protocol(protocol: str, rows: Rows, references: References, where: str) -> tuple[Rows, References]:
+    """Apply the rule of the protocol to rows and references; raises UserError if nothing remains."""
     if protocol == EXPERT:
         rows = skip_own_captions(rows, references)
         if not rows:
@@ -148,9 +148,9 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 def _check(rows: Rows, references: References, protocol: str, where: str, references_flag: str) -> None:
     fits, expected = _RANGES[protocol]
     for row in rows:
-        if stray := [rating for rating in row.ratings if not fits(rating)]:
+        if invalid := [rating for rating in row.ratings if not fits(rating)]:
             raise UserError(
-                f"{where}, {row.place}: the rating {stray[0]:g} is out of range, the protocol {protocol} expects "
+                f"{where}, {row.place}: the rating {invalid[0]:g} is out of range, the protocol {protocol} expects "
                 f"{expected}"
             )
         if protocol != TABLE and not references.get(row.image):
@@ -161,7 +161,7 @@ def _check(rows: Rows, references: References, protocol: str, where: str, refere
 
 
 def _collect(protocol: str, rows: Rows, references: References) -> Judgements:
-    """Repeated (image, caption) rows become several ratings of one row, in the place of the first."""
+    """Merge repeated (image, caption) rows into one with several ratings, at the position of the first."""
     ratings: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         ratings.setdefault((row.image, row.caption), []).extend(row.ratings)

@@ -10,12 +10,12 @@ from recap_ray.storage.paths import is_remote, storage_path
 
 
 def locate_files(names: Sequence[str], folder: str, table: str, folder_flag: str = "") -> list[str]:
-    """The absolute paths or URLs of files whose names are relative to a folder, which `folder_flag` names if there is
-    one.
+    """Return the absolute paths or URLs of files whose names are relative to a folder, the value of `folder_flag` if
+    any.
 
-    Raises UserError, which begins with `table`, the flag and file of the names, if none of the first 100 is there.
+    Raises UserError, which begins with `table`, the flag and file of the names, if none of the first 100 exists.
     """
-    files = [_joined(folder, name) for name in names]
+    files = [_join(folder, name) for name in names]
     if not any(storage_path(file, "source").exists() for file in files[:100]):
         remedy = f"; name another with {folder_flag}" if folder_flag else ""
         raise UserError(
@@ -25,7 +25,7 @@ def locate_files(names: Sequence[str], folder: str, table: str, folder_flag: str
     return files
 
 
-def _joined(folder: str, name: str) -> str:
+def _join(folder: str, name: str) -> str:
     if is_remote(name):
         return name
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.abspath(os.path.join(folder, name))

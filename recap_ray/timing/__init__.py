@@ -1,1 +1,1 @@
-"""How long work takes: progress, times of stages, forecasts. No torch."""
+"""Timing: progress, stage times, forecasts. No torch."""

@@ -1,8 +1,8 @@
-"""What a run will take, from the seconds of its stages over a sample: pure arithmetic.
+"""Forecast the time and cost of a run from the stage times of a sample: pure arithmetic.
 
-A part's way is loading (read, decode), captioning (in the actors that hold the models) and writing. Where actors have
-GPUs, loading and writing go on beside them on CPU cores, and the slower side sets the pace. Without GPUs both share the
-same cores, and their seconds add up.
+A part passes through loading (read, decode), captioning (in the actors that hold the models) and writing. If actors
+have GPUs, loading and writing run concurrently on CPU cores, and the slower side limits the throughput. Without GPUs
+both share the same cores, and their seconds add up.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from recap_ray.timing.progress import duration
 from recap_ray.timing.stage_times import CAPTIONING, LOADING, STAGES, STARVED
 
 HOUR_S = 3600
-FEEDING = (*LOADING, "write")  # what CPU cores do beside the models
+FEEDING = (*LOADING, "write")  # stages on CPU cores beside the models
 GPU, CORE = "GPU", "CPU core"
 ASSUMPTIONS = (
-    "pictures, captions and error rate like the sample's",
+    "images, captions and error rate like the sample's",
     "workers like those the sample ran on, and none of them lost",
     "storage that reads as fast for each worker however many there are",
 )
@@ -26,7 +26,7 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Workers:
-    """What a run has: `actors` that hold models, on so many GPUs or, where `gpus` is 0, on the CPU cores themselves."""
+    """The workers of a run: `actors` that hold models, on `gpus` GPUs or, if that is 0, on the CPU cores."""
 
     actors: int
     gpus: float
@@ -34,16 +34,17 @@ class Workers:
 
     @property
     def unit(self) -> str:
-        """What is counted and paid for."""
+        """Return the unit that is counted and paid for."""
         return GPU if self.gpus else CORE
 
     @property
     def units(self) -> float:
-        """How many of them are at work."""
+        """Return the number of units in use."""
         return self.gpus or min(self.cpus, self.actors)
 
     def scaled(self, units: float, cpus_a_gpu: float | None = None) -> Workers:
-        """As many actors a unit on so many units, and as many CPU cores a GPU unless told."""
+        """Return workers on `units` units with the same number of actors a unit, and the same CPU cores a GPU by
+        default."""
         actors = max(1, round(self.actors * units / self.units))
         if not self.gpus:
             return Workers(actors, 0, units)
@@ -52,12 +53,12 @@ class Workers:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the run of a sample showed."""
+    """Measurements of the run of a sample."""
 
     images: int
-    seconds: Mapping[str, float]  # stage -> a picture's seconds in it, of one worker
-    busy: float  # share of their time in which the actors had a part
-    start_s: float  # from the command to the models' first picture
+    seconds: Mapping[str, float]  # stage -> seconds an image, of one worker
+    busy: float  # share of time in which the actors had a part
+    start_s: float  # from the command to the models' first image
     bytes_an_image: float  # of output
     workers: Workers
 
@@ -65,12 +66,12 @@ class Measured:
     def of(
         cls, summary: Mapping[str, Any], part_rows: int, before_s: float, output_bytes: int, workers: Workers
     ) -> Measured:
-        """From the summary of the sample's run, whose parts had `part_rows` images and which began `before_s` seconds
-        after the command. What an actor's first part takes longer than others belongs to the start."""
+        """Measure the sample's run from its summary; its parts had `part_rows` images, and it began `before_s` seconds
+        after the command. The extra time of an actor's first part counts as start time."""
         images, stages = summary["images"], summary["stages"]
         seconds = {name: stages["busy_seconds"][name] / images for name in STAGES}
         warm = stages.get("warm")
-        if warm and any(warm["busy_seconds"][name] for name in CAPTIONING):  # else they were nothing but errors
+        if warm and any(warm["busy_seconds"][name] for name in CAPTIONING):  # else all images were errors
             seconds |= {name: warm["busy_seconds"][name] / warm["images"] for name in CAPTIONING}
         captioned_s = part_rows * sum(seconds[name] for name in CAPTIONING)
         return cls(
@@ -84,44 +85,44 @@ class Measured:
 
     @property
     def caption_s(self) -> float:
-        """A picture's way through an actor."""
+        """Return the seconds of an image in an actor."""
         return sum(self.seconds[name] for name in CAPTIONING)
 
     @property
     def feeding_s(self) -> float:
-        """Seconds of a CPU core that a picture takes beside the models. Where actors on GPUs had to wait for pictures,
-        all cores together were as slow as that, whatever the stages themselves took."""
+        """Return the seconds of a CPU core an image takes beside the models. If actors on GPUs had to wait for images,
+        it is the throughput of all cores together that counts, not the times of the stages."""
         stages_s = sum(self.seconds[name] for name in FEEDING)
         if not self.workers.gpus or self.busy > 1 - STARVED:
             return stages_s
         return max(stages_s, self.workers.cpus * self.caption_s / (self.busy * self.workers.actors))
 
     def images_per_second_of_an_actor(self) -> float:
-        """What it captions if it is fed; without GPU the cores feed it in between."""
+        """Return the images/s of an actor that never waits; without GPU its core also reads, decodes and writes."""
         return 1 / (self.caption_s + (0 if self.workers.gpus else self.feeding_s))
 
     def images_per_second_fed(self, workers: Workers) -> float:
-        """What the cores beside GPUs read, decode and write; without GPU nothing is beside the models."""
+        """Return the images/s that the cores beside GPUs read, decode and write; infinite without GPU."""
         return workers.cpus / max(self.feeding_s, 1e-9) if workers.gpus else float("inf")
 
     def slowest(self, stages: tuple[str, ...]) -> str:
-        """Of these stages the one that takes most."""
+        """Return the slowest of these stages."""
         return max(stages, key=lambda name: self.seconds[name])
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `count` images will take."""
+    """The predicted time, cost and output of a run over `count` images."""
 
     count: int
     workers: float
     unit: str  # GPU or CPU core
-    images_per_second: float  # once all actors are at work
+    images_per_second: float  # once all actors are busy
     start_s: float
-    hours: float  # the uneven end included
+    hours: float  # including the uneven end
     unit_hours: float
-    cpus_a_gpu: float | None  # that it takes to feed one
-    cpus_beside_gpu: float | None  # that are assumed to be there
+    cpus_a_gpu: float | None  # required to feed one
+    cpus_beside_gpu: float | None  # assumed to be available
     output_bytes: float
     unit_hour: float | None  # price of a worker for an hour
     cost: float | None  # in the same currency
@@ -129,25 +130,25 @@ class Forecast:
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """What the figures rest on."""
+        """Return the assumptions of the forecast."""
         if self.cpus_beside_gpu is None:
             return ASSUMPTIONS
         cores = f"{self.cpus_beside_gpu:.3g} CPU cores beside each GPU, as many as here unless --cpus-a-gpu was given"
         return (*ASSUMPTIONS, cores)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, and what it rests on."""
+        """Return all fields and the assumptions."""
         return {**asdict(self), "assumptions": list(self.assumptions)}
 
 
 def forecast(
     measured: Measured, count: int, workers: Workers, part_rows: int, unit_hour: float | None = None
 ) -> Forecast:
-    """What `count` images in parts of `part_rows` take on such workers, which must be of the unit that was measured;
+    """Forecast `count` images in parts of `part_rows` on such workers, which must have the unit that was measured;
     `unit_hour` is the price of one for an hour."""
     actor = measured.images_per_second_of_an_actor()
     captioned, fed = workers.actors * actor, measured.images_per_second_fed(workers)
-    seconds = measured.start_s + max(most_rows(count, workers.actors, part_rows) / actor, count / fed)
+    seconds = measured.start_s + max(max_rows(count, workers.actors, part_rows) / actor, count / fed)
     unit_hours = workers.units * seconds / HOUR_S
     on_gpus = workers.gpus > 0
     stages = (FEEDING if fed < captioned else CAPTIONING) if on_gpus else STAGES
@@ -169,25 +170,26 @@ def forecast(
     )
 
 
-def most_rows(count: int, actors: int, part_rows: int) -> int:
-    """Images of the actor that has most to do: parts are whole, so that the last round leaves some actors idle. (Those
-    that go on alone are faster than in company; by how much, no sample tells.)"""
+def max_rows(count: int, actors: int, part_rows: int) -> int:
+    """Return the images of the busiest actor: parts are not split, so the last round leaves some actors idle. (The
+    remaining ones then run faster; a sample does not show by how much.)"""
     rounds, rest = divmod(count, actors * part_rows)
     return rounds * part_rows + min(rest, part_rows)
 
 
-def describe(measured: Measured, told: Forecast) -> str:
-    """A forecast as lines to read."""
-    one = told.images_per_second / told.workers
-    many = f"{told.workers:,g} {told.unit}{'' if told.workers == 1 else 's'}"
+def describe(measured: Measured, result: Forecast) -> str:
+    """Format a forecast as text."""
+    per_unit = result.images_per_second / result.workers
+    units = f"{result.workers:,g} {result.unit}{'' if result.workers == 1 else 's'}"
     lines = [
-        f"bottleneck: {told.bottleneck}; one {told.unit} captions {one:,.2f} images/s",
-        f"{told.count:,} images on {many}: {duration(told.hours * HOUR_S)} ({told.images_per_second:,.1f} images/s, "
-        f"of which {duration(told.start_s)} to start), {told.unit_hours:,.1f} {told.unit}-hours",
+        f"bottleneck: {result.bottleneck}; one {result.unit} captions {per_unit:,.2f} images/s",
+        f"{result.count:,} images on {units}: {duration(result.hours * HOUR_S)} "
+        f"({result.images_per_second:,.1f} images/s, of which {duration(result.start_s)} to start), "
+        f"{result.unit_hours:,.1f} {result.unit}-hours",
     ]
-    if told.cost is not None:
-        lines.append(f"cost: {told.cost:,.2f} for these {told.unit}-hours")
-    if told.cpus_a_gpu is not None:
-        lines.append(f"CPU cores that feed one GPU: {told.cpus_a_gpu:.1f}")
-    lines.append(f"output: {measured.bytes_an_image:,.0f} bytes an image, {told.output_bytes / 1e9:,.3g} GB")
-    return "\n".join([*lines, "assumed:", *(f"  - {text}" for text in told.assumptions)])
+    if result.cost is not None:
+        lines.append(f"cost: {result.cost:,.2f} for these {result.unit}-hours")
+    if result.cpus_a_gpu is not None:
+        lines.append(f"CPU cores that feed one GPU: {result.cpus_a_gpu:.1f}")
+    lines.append(f"output: {measured.bytes_an_image:,.0f} bytes an image, {result.output_bytes / 1e9:,.3g} GB")
+    return "\n".join([*lines, "assumed:", *(f"  - {text}" for text in result.assumptions)])

@@ -1,4 +1,5 @@
-"""Compare a run with its forecast: read and check the file that `plan` wrote, and put both figures side by side."""
+"""Compare a run with its forecast: read and check the file that `plan` wrote, and put planned and actual figures side
+by side."""
 
 from __future__ import annotations
 
@@ -22,16 +23,16 @@ class SavedForecast:
 
 
 def read_forecast(path: str) -> SavedForecast:
-    """The plan in a file that `plan` wrote; raises UserError, which begins with --plan, for any other one."""
+    """Read the forecast in a file that `plan` wrote; raises UserError, which begins with --plan, for any other file."""
     content = read_json(path, "--plan")
     try:
-        told = content["forecast"]
-        price = None if told["unit_hour"] is None else _number(told, "unit_hour")
+        predicted = content["forecast"]
+        price = None if predicted["unit_hour"] is None else _number(predicted, "unit_hour")
         return SavedForecast(_measured(content["measured"]), price)
     except KeyError as error:
         reason = f"it has no {error}"
     except TypeError:
-        reason = "it is built otherwise"
+        reason = "it has another structure"
     except ValueError as error:
         reason = str(error)
     raise UserError(
@@ -43,20 +44,20 @@ def read_forecast(path: str) -> SavedForecast:
 def _measured(content: Mapping[str, Any]) -> Measured:
     seconds = {name: _number(content["seconds"], name, zero=True) for name in STAGES}
     if not any(seconds[name] for name in CAPTIONING):
-        raise ValueError("its pictures took no time")
-    there = content["workers"]
+        raise ValueError("its images took no time")
+    workers = content["workers"]
     return Measured(
         images=int(_number(content, "images")),
         seconds=seconds,
         busy=_number(content, "busy"),
         start_s=_number(content, "start_s", zero=True),
         bytes_an_image=_number(content, "bytes_an_image"),
-        workers=Workers(int(_number(there, "actors")), _number(there, "gpus", zero=True), _number(there, "cpus")),
+        workers=Workers(int(_number(workers, "actors")), _number(workers, "gpus", zero=True), _number(workers, "cpus")),
     )
 
 
 def _number(content: Mapping[str, Any], name: str, zero: bool = False) -> float:
-    """An item above 0, or from there on; raises ValueError for anything else."""
+    """Return an item that is positive, or with `zero` not negative; raises ValueError for anything else."""
     value = content[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError(f"its {name} is {value!r}")
@@ -66,8 +67,8 @@ def _number(content: Mapping[str, Any], name: str, zero: bool = False) -> float:
 
 
 @dataclass(frozen=True)
-class Took:
-    """What a run took for the images that it captioned."""
+class ActualRun:
+    """The time, output and workers of a run for the images that it captioned."""
 
     images: int
     seconds: float
@@ -77,33 +78,33 @@ class Took:
     workers: Workers
 
 
-def beside_forecast(saved: SavedForecast, took: Took) -> dict[str, Any]:
-    """Return what the forecast predicts for the run's own workers and what the run took: name -> planned, actual.
+def compare_with_forecast(saved: SavedForecast, run: ActualRun) -> dict[str, Any]:
+    """Return the forecast for the run's workers and its actual figures: name -> planned, actual.
 
-    Images a second are those of the whole time, start and all. Nothing is foretold (null) where one ran on GPUs and the
-    other one on CPU cores.
+    Images a second are those of the whole time, start included. Planned figures are null if one ran on GPUs and the
+    other on CPU cores.
     """
-    units = saved.measured.workers.unit, took.workers.unit
-    told = None
+    units = saved.measured.workers.unit, run.workers.unit
+    predicted = None
     if units[0] == units[1]:
-        told = forecast(saved.measured, took.images, took.workers, took.part_rows, saved.unit_hour)
-    planned_s = told and told.hours * HOUR_S
-    unit_hours = took.workers.units * took.seconds / HOUR_S
+        predicted = forecast(saved.measured, run.images, run.workers, run.part_rows, saved.unit_hour)
+    planned_s = predicted and predicted.hours * HOUR_S
+    unit_hours = run.workers.units * run.seconds / HOUR_S
     content = {
-        "images": took.images,
-        "workers": asdict(took.workers),
-        "unit": _beside(*units),
-        "seconds": _beside(planned_s, took.seconds, 1),
-        "images_per_second": _beside(planned_s and took.images / planned_s, took.images / took.seconds, 2),
-        "unit_hours": _beside(told and told.unit_hours, unit_hours, 4),
-        "output_bytes": _beside(told and round(told.output_bytes), round(took.output_bytes)),
-        "bottleneck": _beside(told and told.bottleneck, took.bottleneck),
+        "images": run.images,
+        "workers": asdict(run.workers),
+        "unit": _pair(*units),
+        "seconds": _pair(planned_s, run.seconds, 1),
+        "images_per_second": _pair(planned_s and run.images / planned_s, run.images / run.seconds, 2),
+        "unit_hours": _pair(predicted and predicted.unit_hours, unit_hours, 4),
+        "output_bytes": _pair(predicted and round(predicted.output_bytes), round(run.output_bytes)),
+        "bottleneck": _pair(predicted and predicted.bottleneck, run.bottleneck),
     }
     if saved.unit_hour is not None:
-        content["cost"] = _beside(told and told.cost, told and unit_hours * saved.unit_hour, 4)
+        content["cost"] = _pair(predicted and predicted.cost, predicted and unit_hours * saved.unit_hour, 4)
     return content
 
 
-def _beside(planned: Any, actual: Any, digits: int | None = None) -> dict[str, Any]:
+def _pair(planned: Any, actual: Any, digits: int | None = None) -> dict[str, Any]:
     pair = {"planned": planned, "actual": actual}
     return pair if digits is None else {name: value and round(value, digits) for name, value in pair.items()}

@@ -1,5 +1,5 @@
-"""Progress of long work: done, rate and time left, as one live line on a terminal and a plain line every half minute
-in a log; or as JSON, or not at all. It goes to standard error: standard output is for what came of the work."""
+"""Progress of long jobs: count, rate and remaining time, as one live line on a terminal and a plain line every half
+minute in a log; or as JSON, or disabled. It goes to standard error: standard output is for results."""
 
 from __future__ import annotations
 
@@ -13,36 +13,35 @@ import weakref
 from typing import Any, Self, TextIO
 
 LOG_EVERY_S = 30.0
-LIVE_EVERY_S = 0.2  # where something was done; else
-TICK_S = 1.0  # so that time is seen to go on
+LIVE_EVERY_S = 0.2  # after an update; else
+TICK_S = 1.0  # so that the elapsed time advances
 
-_told = {"quiet": False, "json": False}  # how this process tells of its progress
+_options = {"quiet": False, "json": False}  # progress output of this process
 
 
-def tell_progress(quiet: bool = False, as_json: bool = False) -> None:
-    """How every Progress made from now on is told: not at all, or each line as a JSON object."""
-    _told.update(quiet=quiet, json=as_json)
+def configure_progress(quiet: bool = False, as_json: bool = False) -> None:
+    """Configure the output of every Progress created from now on: disabled, or each line as a JSON object."""
+    _options.update(quiet=quiet, json=as_json)
 
 
 class Progress:
-    """Counts `unit`s up to `total` and tells how it goes; `update` costs nothing between two lines.
+    """A progress line that counts `unit`s up to `total`; `update` costs nothing between two lines.
 
-    Lines come when they are due, whether or not anything was done: a part may take minutes. A thread of its own sees to
-    that, until `finish`, which leaving the `with` block calls too. A Progress that was let go of without either is told
-    of no more.
+    Lines are printed when due, with or without updates: a part may take minutes. A thread prints them until `finish`,
+    which leaving the `with` block calls too. A Progress that is garbage-collected without either prints no more.
     """
 
     def __init__(
         self, what: str, total: int, unit: str, done: int = 0, stream: TextIO | None = None, open_end: bool = False
     ):
         self.what, self.total, self.unit = what, total, unit
-        self.open_end = open_end  # the total is not yet known: there are more
+        self.open_end = open_end  # the total is not yet known: it is a lower bound
         self.about = ""  # "about ", if the total is an estimate
-        self.before = self.done = done  # what an earlier run did has no part in the rate
+        self.before = self.done = done  # the work of an earlier run does not count in the rate
         self.errors = 0
         self.note = ""
         self.stream = stream or sys.stderr
-        self.quiet, self.as_json = _told["quiet"], _told["json"]
+        self.quiet, self.as_json = _options["quiet"], _options["json"]
         self.live = self.stream.isatty() and not self.as_json
         self.started = self.updated = self.shown = time.monotonic()
         self.ended_at: float | None = None
@@ -58,7 +57,7 @@ class Progress:
         self.finish()
 
     def update(self, count: int, errors: int = 0, note: str = "") -> None:
-        """Adds what was just done; `note` (a loss, say) stands at the end of the line until the next one."""
+        """Add finished units; `note` (for example a loss) is appended to the line until the next update."""
         with self._lock:
             self.note = note
             self.done += count
@@ -67,13 +66,13 @@ class Progress:
             self._show_if_due(LIVE_EVERY_S if self.live else LOG_EVERY_S)
 
     def tick(self, every_s: float) -> float:
-        """Shows the line if none was shown for `every_s` seconds; gives the seconds until the next one is due."""
+        """Print the line if none was printed for `every_s` seconds; return the seconds until the next one is due."""
         with self._lock:
             self._show_if_due(every_s)
             return max(0.0, self.shown + every_s - time.monotonic())
 
     def finish(self) -> None:
-        """Shows the last line, and nothing after it; does nothing where it was called before."""
+        """Print the last line, and nothing after it; later calls do nothing."""
         if self.ended_at is not None:
             return
         self.ended_at = time.monotonic()
@@ -82,23 +81,23 @@ class Progress:
         self._print(self.line(), end="\n")
 
     def expect(self, total: int, exact: bool) -> None:
-        """What the total is known or estimated to be by now."""
+        """Set the total that is known or estimated by now."""
         self.total, self.open_end, self.about = max(total, self.done), False, "" if exact else "about "
 
     @property
     def seconds(self) -> float:
-        """Since the start, until the end."""
+        """Return the seconds since the start, until the end."""
         return (time.monotonic() if self.ended_at is None else self.ended_at) - self.started
 
     @property
     def rate(self) -> float:
-        """Units a second in this run so far."""
+        """Return units a second in this run so far."""
         return (self.done - self.before) / max(self.seconds, 1e-9)
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate that held when something was last done, less the time since; None as long as there is no such
-        rate, and where nothing is left or what is left should be done by now."""
+        """Return the remaining seconds at the rate of the last update, less the time since; None without such a rate,
+        if nothing remains, or if the rest should be done by now."""
         if self.done >= self.total or self.done == self.before or self.open_end:
             return None
         needed = (self.total - self.done) * (self.updated - self.started) / (self.done - self.before)
@@ -106,17 +105,17 @@ class Progress:
         return left if left > 0 else None
 
     def state(self) -> dict[str, float | int]:
-        """The same as numbers."""
+        """Return the state as numbers."""
         return {self.unit: self.done, "of": self.total, "errors": self.errors, f"{self.unit}_per_second": self.rate}
 
     def record(self) -> dict[str, Any]:
-        """All that a line tells, as JSON has it."""
+        """Return all values of a line, for JSON."""
         left = self.seconds_left
         times = {"seconds": round(self.seconds, 1), "seconds_left": left and round(left, 1)}
         return {"job": self.what, **self.state(), **times, "more_to_come": self.open_end, "note": self.note}
 
     def line(self) -> str:
-        """The state as one line."""
+        """Format the state as one line."""
         errors = f", {self.errors:,} errors" if self.errors else ""
         seconds_left = self.seconds_left
         left = f", {duration(seconds_left)} left" if seconds_left else ""
@@ -139,15 +138,15 @@ class Progress:
             return
         if self.as_json:
             text = json.dumps(self.record())
-        if end == "\r":  # a line that the terminal breaks in two would not be written over
+        if end == "\r":  # a line wrapped by the terminal could not be overwritten
             text = text[: columns_of(self.stream) - 1]
         clear = "\x1b[2K" if self.live else ""
         print(f"{clear}{text}", end=end, file=self.stream, flush=True)
 
 
 class Ticker:
-    """A thread that lets a Progress show its line every `every_s` seconds. It does not keep the Progress alive, and
-    ends with it."""
+    """A thread that prints the line of a Progress every `every_s` seconds. It holds a weak reference to the Progress,
+    and ends with it."""
 
     def __init__(self, progress: Progress, every_s: float):
         self._ended = threading.Event()
@@ -156,26 +155,26 @@ class Ticker:
         self._thread.start()
 
     def end(self) -> None:
-        """Returns when the thread has ended."""
+        """End the thread and wait for it."""
         self._ended.set()
         self._thread.join()
 
 
-def _tick(told: weakref.ref[Progress], ended: threading.Event, every_s: float) -> None:
+def _tick(reference: weakref.ref[Progress], ended: threading.Event, every_s: float) -> None:
     wait_s = every_s
     while not ended.wait(wait_s):
-        progress = told()
+        progress = reference()
         if progress is None:
             return
         try:
             wait_s = progress.tick(every_s)
-        except (OSError, ValueError):  # nobody reads the stream any more: no reason for the job to end
+        except (OSError, ValueError):  # the stream is closed, but the job goes on
             return
         del progress
 
 
 def columns_of(stream: TextIO) -> int:
-    """The width of the terminal that the stream writes to, else what the environment says it is."""
+    """Return the width of the stream's terminal, or else that of the environment."""
     try:
         columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
@@ -184,7 +183,7 @@ def columns_of(stream: TextIO) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 42 s, 3 min 5 s, 7 h 12 min."""
+    """Format seconds: 42 s, 3 min 5 s, 7 h 12 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

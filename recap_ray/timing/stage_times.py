@@ -1,7 +1,7 @@
-"""Where the time goes: the seconds of every stage, told part by part and added up for the whole run.
+"""Stage times: the seconds of every stage, measured for each part and added up for the whole run.
 
-A part carries its times along as JSON (a Ray batch holds arrays), from the loader through the captioner to the writer,
-which hands them to the driver.
+A part's times travel with it as JSON (a Ray batch holds arrays), from the loader through the captioner to the writer,
+which returns them to the driver.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-LOADING = ("read", "decode")  # in tasks of their own
+LOADING = ("read", "decode")  # in separate tasks
 CAPTIONING = ("embed", "retrieve", "generate", "score", "assemble")  # in the actors that hold the models
 STAGES = (*LOADING, *CAPTIONING, "write")
-# Who waits for whom. The first two tell which side is too slow: there is always one that waits.
+# What waits for what. The first two show which side is slower: one side always waits.
 WAITS = {
     "actors": "actors for the next part",
     "decoded": "decoded parts for an actor",
     "captioned": "captioned parts for the writer",
 }
-STARVED = 0.1  # share of the actors' time from which on they are not the bottleneck
+STARVED = 0.1  # above this share of waiting time the actors are not the bottleneck
 
 
 class StageClock:
-    """The seconds of a part by stage, and by what it waited for (keys of WAITS)."""
+    """The seconds of a part by stage, and by kind of wait (keys of WAITS)."""
 
-    def __init__(self, carried: str = "{}"):
-        content = json.loads(carried)
+    def __init__(self, encoded: str = "{}"):
+        content = json.loads(encoded)
         self.seconds: defaultdict[str, float] = defaultdict(float, content.get("seconds", {}))
         self.left_at: float | None = content.get("left_at")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times what happens within."""
+        """Time the `with` block."""
         started = time.perf_counter()
         try:
             yield
@@ -44,25 +44,25 @@ class StageClock:
             self.seconds[name] += time.perf_counter() - started
 
     def arrived(self, wait: str) -> None:
-        """The part has been taken up again: what has gone by since `carried` was called it waited. Clocks of two
-        machines may differ; a wait is never negative."""
+        """Add the time since `to_json` was called as a wait. Clocks of two machines may differ; a wait is never
+        negative."""
         if self.left_at is not None:
             self.seconds[wait] += max(0.0, time.time() - self.left_at)
 
     def add(self, other: StageClock) -> None:
-        """Adds another part's seconds."""
+        """Add another part's seconds."""
         for name, seconds in other.seconds.items():
             self.seconds[name] += seconds
 
-    def carried(self) -> str:
-        """As JSON, for the way to the next worker."""
+    def to_json(self) -> str:
+        """Return the clock as JSON, for the next worker."""
         return json.dumps({"seconds": self.seconds, "left_at": time.time()})
 
 
 @dataclass
 class RunTimes:
-    """The seconds of all parts of a run together, and again without each actor's first part, which tells when its
-    models were ready but not how fast they are: a GPU records its graphs in it."""
+    """The seconds of all parts of a run, and again without each actor's first part, which shows when its models were
+    ready but not their speed: a GPU captures its graphs in it."""
 
     images: int = 0
     total: StageClock = field(default_factory=StageClock)
@@ -70,30 +70,30 @@ class RunTimes:
     warm: StageClock = field(default_factory=StageClock)
 
     def add(self, part: StageClock, rows: int) -> None:
-        """Adds a part."""
+        """Add a part."""
         self.images += rows
         self.total.add(part)
-        if "actors" in part.seconds:  # an actor waited for it, however short: there was one before
+        if "actors" in part.seconds:  # an actor waited for it, so it is not its first
             self.warm_images += rows
             self.warm.add(part)
 
 
 def summarise_times(run: RunTimes, actors: int) -> dict[str, Any]:
-    """What summary.json tells of the seconds of all parts together: busy and waiting times, and the bottleneck."""
+    """Return the `stages` entry of summary.json: busy and waiting times of all parts, and the bottleneck."""
     images, seconds = run.images, run.total.seconds
     busy = _busy(run.total)
     warm = {"images": run.warm_images, "busy_seconds": _busy(run.warm)} if run.warm_images else None
-    at_work = sum(seconds[name] for name in CAPTIONING)
-    starved = seconds["actors"] > STARVED * (at_work + seconds["actors"])
+    busy_s = sum(seconds[name] for name in CAPTIONING)
+    starved = seconds["actors"] > STARVED * (busy_s + seconds["actors"])
     bottleneck = max(LOADING if starved else CAPTIONING, key=lambda name: seconds[name])
-    if starved and seconds["captioned"] > seconds["actors"]:  # a slow store holds up everything before it
+    if starved and seconds["captioned"] > seconds["actors"]:  # a slow store delays all stages before it
         bottleneck = "write"
     return {
         "busy_seconds": busy,
         "waiting_seconds": {name: round(seconds[name], 3) for name in WAITS},
         "images_per_second_of_one_worker": {name: round(images / s, 1) for name, s in busy.items() if s > 0},
         "model_actors": actors,
-        "model_actors_busy": round(at_work / max(at_work + seconds["actors"], 1e-9), 3),
+        "model_actors_busy": round(busy_s / max(busy_s + seconds["actors"], 1e-9), 3),
         "bottleneck": bottleneck,
         "warm": warm,  # without each actor's first part
     }
@@ -104,7 +104,7 @@ def _busy(clock: StageClock) -> dict[str, float]:
 
 
 def times_table(times: dict[str, Any]) -> str:
-    """The same as lines to read."""
+    """Format the result of summarise_times as a table."""
     busy, rates = times["busy_seconds"], times["images_per_second_of_one_worker"]
     total = max(sum(busy.values()), 1e-9)
     lines = [f"{'stage':<10}{'busy':>10}{'share':>8}{'images/s of one worker':>25}"]

@@ -25,7 +25,7 @@ class Batches(ABC):
 
     @abstractmethod
     def make(self, numbers: np.ndarray, rows: slice, rng: np.random.Generator) -> Batch:
-        """The `rows` of the batch of these captions (b,)."""
+        """Return the `rows` of the batch of these captions (b,)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PrefixBatches(Batches):
     noise: Noise | None  # None leaves embeddings as the model gives them
 
     def make(self, numbers: np.ndarray, rows: slice, rng: np.random.Generator) -> Batch:
-        """The `rows` of the batch of these captions (b,)."""
+        """Return the `rows` of the batch of these captions (b,)."""
         embeddings = self.examples.embeddings[self.examples.rows[numbers]]
         if self.noise:
             embeddings = self.noise(embeddings, rng)
@@ -57,7 +57,7 @@ class PromptBatches(Batches):
         neighbours: int, datastore: int | None, learn_prompt: bool,
     ):  # fmt: skip
         """`training` (m,) are the captions among which neighbours are looked for: each time `datastore` of them, or
-        all; with `learn_prompt` the prompt is to be foretold too."""
+        all; with `learn_prompt` the prompt is to be predicted too."""
         self.examples, self.texts, self.noise, self.device = examples, texts, noise, device
         self.prompt, self.neighbours, self.datastore, self.learn_prompt = prompt, neighbours, datastore, learn_prompt
         unit = scaled_to_unit_length(examples.embeddings).astype(np.float32)
@@ -68,7 +68,7 @@ class PromptBatches(Batches):
         self.groups = torch.from_numpy(examples.groups[examples.rows[training]]).to(device)
 
     def make(self, numbers: np.ndarray, rows: slice, rng: np.random.Generator) -> Batch:
-        """The `rows` of the batch of these captions (b,)."""
+        """Return the `rows` of the batch of these captions (b,)."""
         groups = self.examples.groups[self.examples.rows[numbers]]
         queries = self.noise(self.queries[groups], rng)
         fewer = rng.integers(1, self.neighbours, len(numbers), endpoint=True)
@@ -104,37 +104,37 @@ class PromptBatches(Batches):
 class Texts:
     """The captions as tokens, each ended by the end token, which is learned too: captions then end by themselves."""
 
-    def __init__(self, captions: list[str], tokenizer: Any, most_tokens: int, positions: int):
-        self.tokenizer, self.most_tokens, self.positions = tokenizer, most_tokens, positions
+    def __init__(self, captions: list[str], tokenizer: Any, max_tokens: int, positions: int):
+        self.tokenizer, self.max_tokens, self.positions = tokenizer, max_tokens, positions
         self.end = tokenizer.eos_token_id
         self.texts = captions
         rows = tokenizer(captions)["input_ids"] if captions else []
         self.captions = [self._ended(row) for row in rows]
 
     def tokens(self, text: str) -> list[int]:
-        """A prompt's tokens."""
+        """Return a prompt's tokens."""
         return self.tokenizer(text)["input_ids"]
 
     def after_prompt(self, number: int) -> list[int]:
-        """The tokens of a caption that follows other text: a word begins with the blank before it."""
+        """Return the tokens of a caption that follows other text: a word begins with the blank before it."""
         return self._ended(self.tokens(f" {self.texts[number]}"))
 
     def _ended(self, row: list[int]) -> list[int]:
-        """A caption that is too long is cut, and does not end there."""
-        return [*row, self.end] if len(row) < self.most_tokens else row[: self.most_tokens]
+        """Append the end token, or cut a caption that is too long, which then has none."""
+        return [*row, self.end] if len(row) < self.max_tokens else row[: self.max_tokens]
 
     def batch(
         self, pairs: list[tuple[list[int], list[int]]], embeddings: np.ndarray | None, learn_prompt: bool = False
     ) -> Batch:
-        """Rows of (prompt, caption) padded on the right; a prompt that is too long loses its beginning, as it does
-        when captions are written. The prompt is to be foretold too if `learn_prompt`."""
-        rows = [(prompt[max(0, len(prompt) + len(told) - self.positions) :], told) for prompt, told in pairs]
-        longest = max((len(prompt) + len(told) for prompt, told in rows), default=1)
+        """Pad rows of (prompt, caption) on the right; a prompt that is too long loses its beginning, as it does
+        when captions are written. The prompt is to be predicted too if `learn_prompt`."""
+        rows = [(prompt[max(0, len(prompt) + len(caption) - self.positions) :], caption) for prompt, caption in pairs]
+        longest = max((len(prompt) + len(caption) for prompt, caption in rows), default=1)
         tokens = np.full((len(rows), longest), self.end)
-        foretold = np.zeros((len(rows), longest), bool)
-        for i, (prompt, told) in enumerate(rows):
-            tokens[i, : len(prompt) + len(told)] = [*prompt, *told]
-            foretold[i, 0 if learn_prompt else len(prompt) : len(prompt) + len(told)] = True
+        loss_mask = np.zeros((len(rows), longest), bool)
+        for i, (prompt, caption) in enumerate(rows):
+            tokens[i, : len(prompt) + len(caption)] = [*prompt, *caption]
+            loss_mask[i, 0 if learn_prompt else len(prompt) : len(prompt) + len(caption)] = True
         inputs = None if embeddings is None else torch.from_numpy(np.ascontiguousarray(embeddings))
         begins = torch.tensor([len(prompt) for prompt, _ in rows], dtype=torch.long)
-        return Batch(inputs, torch.from_numpy(tokens), begins, torch.from_numpy(foretold))
+        return Batch(inputs, torch.from_numpy(tokens), begins, torch.from_numpy(loss_mask))

@@ -1,9 +1,9 @@
-"""Examples to train on: embeddings with their captions, as the embedding stage left them, and how they are dealt.
+"""Examples to train on: embeddings with their captions, as the embedding stage left them, and how they are split.
 
     O/embedded/part-000000-<digest>.parquet    key, group, captions, embedding (d), error
 
 A row is an image with its captions, or where a decoder is trained on text alone a caption by itself; rows of one
-`group` tell of the same image.
+`group` describe the same image.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Examples:
 
     @classmethod
     def read(cls, folder: Path) -> Examples:
-        """The rows of the part files in a folder that have an embedding, in the order of the parts."""
+        """Return the rows of the part files in a folder that have an embedding, in the order of the parts."""
         tables = [pq.read_table(path) for path in sorted(folder.glob("part-*.parquet"))]
         whole = pa.concat_tables(tables)
         table = whole.filter(pc.field("error").is_null())
@@ -64,7 +64,8 @@ class Examples:
 
 
 def epoch_batches(numbers: np.ndarray, size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """The numbers in batches of `size`, the last one smaller, in an order that follows from seed and epoch alone."""
+    """Return the numbers in batches of `size`, the last one smaller, in an order that follows from seed and epoch
+    alone."""
     order = np.random.default_rng([seed, epoch]).permutation(numbers)
     for start in range(0, len(order), size):
         yield order[start : start + size]

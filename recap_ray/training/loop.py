@@ -35,7 +35,7 @@ from recap_ray.training.examples import epoch_batches, own_share
 CHECKPOINT, BEST, LOG = "checkpoint.safetensors", "best.safetensors", "log.jsonl"
 LOG_EVERY = 10  # steps: a GPU is waited for only then
 CHECKPOINT_SECONDS = 120.0
-LONGEST_GRADIENT = 1.0
+MAX_GRAD_NORM = 1.0
 SAMPLES = 3
 SAMPLE_TOKENS = 40
 
@@ -55,7 +55,7 @@ class Hyperparameters:
 
 
 @dataclass
-class Standing:
+class TrainState:
     """Where the loop is."""
 
     step: int = 0  # steps done
@@ -96,35 +96,35 @@ class Loop:
         self.rank, self.workers = (distributed.get_rank(), distributed.get_world_size()) if _grouped() else (0, 1)
         self.per_epoch = total_steps(len(self.training), given.batch_size)
         self.total = self.per_epoch * given.epochs
-        self.weights = model.changing()
+        self.weights = model.trainable_parameters()
         self.optimizer = torch.optim.AdamW(
             self.weights.values(), lr=given.learning_rate, weight_decay=given.weight_decay, fused=device.type == "cuda"
         )
-        self.standing = Standing()
+        self.state = TrainState()
         self.waiting: list[tuple[int, float, torch.Tensor]] = []  # losses not yet fetched from the device
 
-    def run(self) -> Standing:
+    def run(self) -> TrainState:
         """Trains to the end, from the checkpoint if there is one; gives where it ended."""
         self._resume()
         wrapped = DistributedDataParallel(self.model) if self.workers > 1 else self.model
         self.saved = time.monotonic()
-        while self.standing.step < self.total:
-            epoch = self.standing.step // self.per_epoch
-            done = self.standing.step % self.per_epoch
+        while self.state.step < self.total:
+            epoch = self.state.step // self.per_epoch
+            done = self.state.step % self.per_epoch
             batches = list(epoch_batches(self.training, self.given.batch_size, self.given.seed, epoch))
             for numbers in batches[done:]:
                 self._step(wrapped, numbers)
-                if self.standing.step % self.per_epoch and self._agree(time.monotonic() - self.saved):
+                if self.state.step % self.per_epoch and self._agree(time.monotonic() - self.saved):
                     self._checkpoint()
             self._fetch_losses()
             self._validate(epoch + 1)
             self._checkpoint()
-        return self.standing
+        return self.state
 
     # --- a step ---
 
     def _step(self, model: Any, numbers: np.ndarray) -> None:
-        step = self.standing.step
+        step = self.state.step
         began, cpu = time.monotonic(), time.process_time()
         torch.manual_seed(self.given.seed * 1_000_003 + step * 1009 + self.rank)  # dropout's
         self.model.train()
@@ -142,25 +142,25 @@ class Loop:
                 loss = model(piece.to(self.device)) / tokens
             (loss * self.workers).backward()  # DistributedDataParallel takes the mean of the workers' gradients
             total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.weights.values(), LONGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.standing.step += 1
-        self.waiting.append((self.standing.step, rate, total))
+        self.state.step += 1
+        self.waiting.append((self.state.step, rate, total))
         if len(self.waiting) == LOG_EVERY:
             self._fetch_losses()
-        self.standing.seconds += time.monotonic() - began
-        self.standing.cpu_seconds += time.process_time() - cpu
+        self.state.seconds += time.monotonic() - began
+        self.state.cpu_seconds += time.process_time() - cpu
 
     def _batch(self, numbers: np.ndarray, seeds: list[int]) -> tuple[Batch, float]:
-        """This worker's rows of a batch, and how many tokens the rows of all workers foretell."""
+        """Return this worker's rows of a batch, and how many tokens the rows of all workers predict."""
         rows = own_share(numbers, self.rank, self.workers)
         batch = self.batches.make(numbers, rows, np.random.default_rng(seeds))
-        tokens = self._sum(batch.foretold.sum().double()) if self.workers > 1 else batch.foretold.sum()
+        tokens = self._sum(batch.loss_mask.sum().double()) if self.workers > 1 else batch.loss_mask.sum()
         return batch, float(tokens)
 
     def _fetch_losses(self) -> None:
-        """Waits for the device, and writes the losses of the last steps down."""
+        """Wait for the device, and writes the losses of the last steps down."""
         if not self.waiting:
             return
         losses = self._sum(torch.stack([loss for _, _, loss in self.waiting]).double()).tolist()
@@ -172,7 +172,7 @@ class Loop:
 
     @torch.inference_mode()
     def _validate(self, epoch: int) -> None:
-        """Writes down the mean loss a token of the validation captions, and what is written for some of them."""
+        """Write down the mean loss a token of the validation captions, and what is written for some of them."""
         began, cpu = time.monotonic(), time.process_time()
         self.model.eval()
         loss, tokens = torch.zeros((), dtype=torch.float64), 0.0
@@ -184,15 +184,15 @@ class Loop:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.given.bfloat16):
                     loss += float(self.model(piece.to(self.device)))
         mean = float(self._sum(loss)) / tokens
-        better = mean < self.standing.best_loss
+        better = mean < self.state.best_loss
         if better:
-            self.standing.best_loss, self.standing.best_epoch = mean, epoch
+            self.state.best_loss, self.state.best_epoch = mean, epoch
             self._save(BEST, {})
         samples = self._samples() if self.rank == 0 else []
-        line = {"step": self.standing.step, "epoch": epoch, "validation_loss": mean, "best": better, "samples": samples}
+        line = {"step": self.state.step, "epoch": epoch, "validation_loss": mean, "best": better, "samples": samples}
         self._log(line)
-        self.standing.seconds += time.monotonic() - began
-        self.standing.cpu_seconds += time.process_time() - cpu
+        self.state.seconds += time.monotonic() - began
+        self.state.cpu_seconds += time.process_time() - cpu
 
     def _samples(self) -> list[str]:
         found = []
@@ -208,38 +208,38 @@ class Loop:
         self._fetch_losses()
         moments: dict[str, torch.Tensor] = {}
         for name, weight in self.weights.items():
-            state = self.optimizer.state[weight]
-            moments |= {f"mean.{name}": state["exp_avg"], f"square.{name}": state["exp_avg_sq"]}
-        standing = asdict(self.standing)
-        standing["cpu_seconds"] = float(self._sum(torch.tensor(self.standing.cpu_seconds, dtype=torch.float64)))
-        self._save(CHECKPOINT, moments, standing)
-        self.standing.cpu_seconds = standing["cpu_seconds"] if self.rank == 0 else 0.0
+            adam = self.optimizer.state[weight]
+            moments |= {f"mean.{name}": adam["exp_avg"], f"square.{name}": adam["exp_avg_sq"]}
+        state = asdict(self.state)
+        state["cpu_seconds"] = float(self._sum(torch.tensor(self.state.cpu_seconds, dtype=torch.float64)))
+        self._save(CHECKPOINT, moments, state)
+        self.state.cpu_seconds = state["cpu_seconds"] if self.rank == 0 else 0.0
         self.saved = time.monotonic()
 
-    def _save(self, name: str, more: dict[str, torch.Tensor], standing: dict[str, Any] | None = None) -> None:
+    def _save(self, name: str, more: dict[str, torch.Tensor], state: dict[str, Any] | None = None) -> None:
         if self.rank == 0:
             tensors = {name: tensor.detach().contiguous() for name, tensor in {**self.weights, **more}.items()}
-            about = {"standing": json.dumps(standing or asdict(self.standing))}
+            about = {"standing": json.dumps(state or asdict(self.state))}
             commit(self.folder / name, lambda path: safetensors.torch.save_file(tensors, path, metadata=about))
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT
         if path.exists():
             with safetensors.safe_open(path, "pt", device="cpu") as file:
-                self.standing = Standing(**json.loads(file.metadata()["standing"]))
+                self.state = TrainState(**json.loads(file.metadata()["standing"]))
                 for name, weight in self.weights.items():
                     with torch.no_grad():
                         weight.copy_(file.get_tensor(name))
                     self.optimizer.state[weight] = {
-                        "step": torch.tensor(float(self.standing.step), device=self._place_of_step()),
+                        "step": torch.tensor(float(self.state.step), device=self._place_of_step()),
                         "exp_avg": file.get_tensor(f"mean.{name}").to(self.device),
                         "exp_avg_sq": file.get_tensor(f"square.{name}").to(self.device),
                     }
             if self.rank:
-                self.standing.cpu_seconds = 0.0
+                self.state.cpu_seconds = 0.0
         if self.rank == 0:
-            _forget_later_lines(self.folder / LOG, self.standing.step)
-            self._log({"step": self.standing.step, "total": self.total})
+            _forget_later_lines(self.folder / LOG, self.state.step)
+            self._log({"step": self.state.step, "total": self.total})
 
     def _place_of_step(self) -> torch.device:
         """Where AdamW keeps its count: the fused one on the device, the others on the host."""
@@ -253,7 +253,7 @@ class Loop:
     # --- among the workers ---
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum over all workers."""
+        """Return the sum over all workers."""
         if self.workers == 1:
             return value
         found = value.to(self.device) if distributed.get_backend() == "nccl" else value.cpu()
@@ -262,28 +262,28 @@ class Loop:
 
     def _agree(self, seconds: float) -> bool:
         """Whether it is time for a checkpoint, by the clock of the first worker: all of them must say the same."""
-        if self.workers > 1 and self.standing.step % LOG_EVERY == 0:
+        if self.workers > 1 and self.state.step % LOG_EVERY == 0:
             first = torch.tensor(seconds if self.rank == 0 else 0.0, dtype=torch.float64)
             return bool(self._sum(first) > CHECKPOINT_SECONDS)
         return self.workers == 1 and seconds > CHECKPOINT_SECONDS
 
 
 def load_best(model: Trainable, folder: Path) -> None:
-    """Gives the model the weights of the epoch that validated best."""
+    """Give the model the weights of the epoch that validated best."""
     with safetensors.safe_open(folder / BEST, "pt", device="cpu") as file, torch.no_grad():
-        for name, weight in model.changing().items():
+        for name, weight in model.trainable_parameters().items():
             weight.copy_(file.get_tensor(name))
 
 
-def read_standing(folder: Path) -> Standing:
+def read_train_state(folder: Path) -> TrainState:
     """Where the loop in a folder is; at its beginning if there is no checkpoint."""
     if not (folder / CHECKPOINT).exists():
-        return Standing()
+        return TrainState()
     with safetensors.safe_open(folder / CHECKPOINT, "pt", device="cpu") as file:
-        return Standing(**json.loads(file.metadata()["standing"]))
+        return TrainState(**json.loads(file.metadata()["standing"]))
 
 
-def numbers_in(path: Path) -> int:
+def count_parameters(path: Path) -> int:
     """How many numbers a file of weights holds; only its header is read."""
     with safetensors.safe_open(path, "pt") as file:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
@@ -294,13 +294,14 @@ def _grouped() -> bool:
 
 
 def _pieces(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in pieces of a size, at least one: a worker without rows still takes part in adding up gradients."""
+    """Return the batch in pieces of a size, at least one: a worker without rows still takes part in adding up
+    gradients."""
     for start in range(0, max(1, len(batch)), size):
         yield batch[start : start + size]
 
 
 def _forget_later_lines(path: Path, step: int) -> None:
-    """Takes the lines away that the loop is about to write again, and one that a kill cut off."""
+    """Take the lines away that the loop is about to write again, and one that a kill cut off."""
     if path.exists():
         kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         commit(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))

@@ -25,7 +25,7 @@ class Noise:
     offset: np.ndarray | None = None
 
     def __call__(self, embeddings: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Unit vectors (n, d) float32 of embeddings (n, d): scaled to unit length, moved, and scaled again.
+        """Return unit vectors (n, d) float32 of embeddings (n, d): scaled to unit length, moved, and scaled again.
 
         Row i of the noise depends on the generator and i alone, not on the embeddings.
         """
@@ -45,8 +45,9 @@ class Noise:
 
 
 def estimate_variance(embeddings: np.ndarray, groups: np.ndarray) -> float:
-    """The variance s2 for texts (n, d) of which those of one image have equal `groups` (n,): the square of epsilon, the
-    mean largest difference in a coordinate (L-infinity) between two captions of an image. nan where no image has two.
+    """Return the variance s2 for texts (n, d) of which those of one image have equal `groups` (n,): the square of
+    epsilon, the mean largest difference in a coordinate (L-infinity) between two captions of an image. nan where no
+    image has two.
 
     Every caption is compared with the next one of its image, in a circle: n comparisons stand for all pairs.
     """

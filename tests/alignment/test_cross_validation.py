@@ -8,7 +8,7 @@ from tests.alignment.worlds import clip_like, embeddings, moments_of, pairs_of
 
 
 def folds_of(pairs: EmbeddedPairs, names: list[str], share: float = 1.0) -> list[Fold]:
-    dealt = cv.deal(names)
+    dealt = cv.assign_folds(names)
     folds = []
     for number in range(cv.FOLDS):
         own = pairs.of_images(dealt.astype(int) == number)
@@ -47,8 +47,8 @@ def test_auto_on_400_pairs_of_512_dimensions_is_never_worse_than_no_map_on_fresh
 
 def test_no_image_is_ever_on_both_sides_and_folds_follow_from_names_alone(monkeypatch):
     names = [f"{i}.jpg" for i in range(300)]
-    dealt = cv.deal(names)
-    assert np.array_equal(dealt[::-1], cv.deal(names[::-1]))
+    dealt = cv.assign_folds(names)
+    assert np.array_equal(dealt[::-1], cv.assign_folds(names[::-1]))
     assert np.bincount(dealt.astype(int), minlength=5).min() > 30 and 0 <= dealt.min() <= dealt.max() < 5
     images, texts = embeddings(300, 4)
     images[:, 0] = np.arange(300)  # marks each image
@@ -75,10 +75,10 @@ def test_cross_validation_equals_a_naive_one_that_fits_and_ranks_fold_by_fold():
     [candidate] = cv.cross_validate(folds_of(pairs, names, share=0.5), [recipe])
     expected = []
     for number in range(cv.FOLDS):
-        inside = cv.deal(names).astype(int) == number
+        inside = cv.assign_folds(names).astype(int) == number
         moments = Moments.zeros(16)
         moments.add(pairs.of_images(~inside))
-        held_out = pairs.of_images(inside & (cv.deal(names) % 1 < 0.5))
+        held_out = pairs.of_images(inside & (cv.assign_folds(names) % 1 < 0.5))
         mapped = solve(moments, recipe)(held_out.images)
         expected += ranks(mapped, held_out.texts, held_out.owner).tolist()
     assert candidate.ranks.tolist() == expected

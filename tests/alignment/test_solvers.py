@@ -28,7 +28,7 @@ def prepared(pairs, prepare: str) -> tuple[np.ndarray, np.ndarray]:
 
 def fitted_weight(pairs, recipe: Recipe) -> np.ndarray:
     """W between prepared embeddings, by way of moments in the type that their number asks for."""
-    fitted = solve(moments_of(*pairs, products_dtype(len(pairs[0]), DIM)), recipe)
+    fitted = solve(moments_of(pairs[0], pairs[1], products_dtype(len(pairs[0]), DIM)), recipe)
     images, texts = (x.astype(np.float64) for x in pairs)
     scales = (images.std(0), texts.std(0)) if recipe.prepare == "standardise" else (1.0, 1.0)
     return fitted.weight * np.outer(1 / scales[1] * np.ones(DIM), scales[0] * np.ones(DIM))

@@ -90,7 +90,7 @@ def test_a_bad_image_is_a_result_with_an_error_between_the_others(captioner, fil
     found = captioner.caption(given, keys="abcdefg")
     codes = [caption.error and caption.error.split(":")[0] for caption in found]
     assert codes == [None, "not_an_image", "empty", "truncated", "unreadable", "no_image", None]
-    assert found[5].error == "no_image: None was given instead of a picture"
+    assert found[5].error == "no_image: None was given instead of an image"
     assert [caption.key for caption in found] == list("abcdefg")
     assert all((caption.caption is None) == (caption.error is not None) for caption in found)
     assert captioner.caption([]) == []
@@ -115,9 +115,9 @@ def test_pictures_are_turned_upright_and_made_rgb(captioner):
 @pytest.mark.parametrize(
     "images, keys, message",
     [
-        (b"bytes", None, "takes a list of images: put the one in brackets"),
+        (b"bytes", None, "takes a list of images: put a single one in brackets"),
         ("photo.jpg", None, "takes a list of images"),
-        ([np.zeros((4, 4, 3), np.uint8)], None, "an image is a ndarray: expected a picture of Pillow"),
+        ([np.zeros((4, 4, 3), np.uint8)], None, "an image is a ndarray: expected a PIL image"),
         ([b"a", b"b"], ["a"], "was given 2 images and 1 keys: expected a key for each"),
     ],
 )
@@ -129,7 +129,7 @@ def test_what_is_no_list_of_images_is_told(captioner, images, keys, message):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"pictures": "x"}, "pictures is no flag of captioning from Python: known are .*clip"),
+        ({"pictures": "x"}, "pictures is no flag of captioning from Python: expected any of .*clip"),
         ({"images": "x"}, "images is no flag of captioning from Python"),
         ({"index": None}, "--method recap retrieves captions: give --index"),
         ({"clip": "ViT-B-32:openai"}, "but --clip is ViT-B-32:openai: use the same --clip"),
@@ -138,7 +138,7 @@ def test_what_is_no_list_of_images_is_told(captioner, images, keys, message):
         ({"candidates": 0}, "--candidates 0: expected at least 1"),
         ({"alignment": "nowhere"}, "--alignment nowhere .*does not exist"),
         ({"language_model": "nowhere/at-all"}, "--language-model nowhere/at-all"),
-        ({"method": "clipcap", "index": None, "language_model": None}, "--method clipcap writes with a decoder"),
+        ({"method": "clipcap", "index": None, "language_model": None}, "--method clipcap needs a decoder"),
         ({"index_search": "spread"}, "belongs to the command caption: from Python it is whole or mapped"),
         ({"device": "tpu"}, "--device tpu is no device"),
     ],

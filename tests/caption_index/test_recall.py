@@ -33,7 +33,7 @@ def test_the_fewest_lists_that_surely_find_enough(target, expected):
 
 def test_sure_is_below_the_mean_by_two_standard_errors():
     shares = np.array([0.8, 1.0] * 50)
-    assert recall.surely(shares) == pytest.approx(0.9 - 2 * 0.1 / 10)
+    assert recall.lower_bound(shares) == pytest.approx(0.9 - 2 * 0.1 / 10)
     assert recall.report(shares, 0.95)["standard_error"] == 0.01
 
 

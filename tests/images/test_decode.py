@@ -8,7 +8,7 @@ from open_clip.transform import image_transform
 from PIL import Image, JpegImagePlugin
 
 from recap_ray.errors import ImageError, UserError
-from recap_ray.images.decode import ImageLimits, Picture, decode, decode_pixels
+from recap_ray.images.decode import DecodedImage, ImageLimits, decode, decode_pixels
 from recap_ray.images.resize import ImagePreparer
 
 
@@ -43,8 +43,8 @@ def turned_by(orientation: int) -> Image.Exif:
     return exif
 
 
-def stored(image: Image.Image) -> Picture:
-    return Picture(np.array(image), image.height, image.width)
+def stored(image: Image.Image) -> DecodedImage:
+    return DecodedImage(np.array(image), image.height, image.width)
 
 
 def by_open_clip(image: Image.Image, size, mode="shortest", interpolation="bicubic") -> np.ndarray:
@@ -153,13 +153,13 @@ def test_damage_in_the_middle_of_a_jpeg_has_pillows_outcome():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind, enough", [("JPEG", None), ("JPEG", 45), ("PNG", None), ("TIFF", None)])
-def test_pictures_are_turned_upright(kind, enough, orientation):
+@pytest.mark.parametrize("kind, min_side", [("JPEG", None), ("JPEG", 45), ("PNG", None), ("TIFF", None)])
+def test_pictures_are_turned_upright(kind, min_side, orientation):
     data = encoded(scene(203, 151), kind, exif=turned_by(orientation))
     upright = decode(data)  # by ImageOps.exif_transpose
-    found = decode_pixels(data, enough=enough)
+    found = decode_pixels(data, min_side=min_side)
     assert (found.width, found.height) == upright.size == ((203, 151) if orientation < 5 else (151, 203))
-    assert found.shrink == (2 if enough else 1)
+    assert found.shrink == (2 if min_side else 1)
     for size, mode in [((24, 24), "shortest"), ((20, 12), "shortest"), ((20, 12), "longest"), ((20, 12), "squash")]:
         preparer = ImagePreparer(size, mode)
         assert difference(preparer(found), preparer(stored(upright))).mean() < 1
@@ -227,8 +227,8 @@ def test_pixels_are_those_of_open_clip(mode, interpolation, size, shape):
 def test_large_jpegs_are_decoded_at_a_fraction_of_their_size_without_a_shift(shape, mode):
     data = large_jpeg(*shape)
     preparer = ImagePreparer((64, 64), mode)
-    found = decode_pixels(data, enough=preparer.enough)
-    assert found.shrink == 4 and min(found.pixels.shape[:2]) >= preparer.enough
+    found = decode_pixels(data, min_side=preparer.min_side)
+    assert found.shrink == 4 and min(found.pixels.shape[:2]) >= preparer.min_side
     assert (found.width, found.height) == shape
     # To take the sides for multiples of 4 pixels would already be a difference of 0.5 and more.
     assert difference(preparer(found), by_open_clip(decode(data), (64, 64), mode)).mean() < 0.45
@@ -236,8 +236,8 @@ def test_large_jpegs_are_decoded_at_a_fraction_of_their_size_without_a_shift(sha
 
 def test_only_what_is_large_enough_is_decoded_at_a_fraction():
     data = encoded(scene(400, 299), "JPEG")
-    assert [decode_pixels(data, enough=n).shrink for n in (None, 300, 150, 149, 74, 37)] == [1, 1, 1, 2, 4, 8]
-    assert decode_pixels(encoded(scene(400, 300)), enough=37).shrink == 1  # a PNG has no such fractions
+    assert [decode_pixels(data, min_side=n).shrink for n in (None, 300, 150, 149, 74, 37)] == [1, 1, 1, 2, 4, 8]
+    assert decode_pixels(encoded(scene(400, 300)), min_side=37).shrink == 1  # a PNG has no such fractions
 
 
 @pytest.mark.parametrize("shape", [(200_000, 2), (2, 200_000)])
@@ -253,7 +253,7 @@ def test_a_strip_of_extreme_shape_shows_its_middle_or_all_of_it(shape):
 
 @pytest.mark.parametrize("shape", [(1, 6_000_000), (6_000_000, 1)])
 def test_a_strip_is_not_blown_up_to_gigabytes(shape):
-    strip, before = Picture(np.zeros((*shape, 3), np.uint8), *shape), peak_mib()
+    strip, before = DecodedImage(np.zeros((*shape, 3), np.uint8), *shape), peak_mib()
     for mode in ("shortest", "longest", "squash"):
         assert ImagePreparer((224, 224), mode)(strip).shape == (224, 224, 3)
     assert peak_mib() - before < 1500

@@ -64,7 +64,7 @@ def test_a_folder_of_tars_or_of_tables_with_images_is_these(folder):
     assert containers(f"{folder}/*.parquet") == ["00000.parquet", "00001.parquet"]
     assert containers(str(folder / "00000.parquet")) == ["00000.parquet"]
     with pytest.raises(
-        UserError, match=r"2\.tar cannot be looked at \(No such file or directory\): put it there, or leave it out"
+        UserError, match=r"2\.tar cannot be accessed \(No such file or directory\): put it there, or leave it out"
     ):
         find_input(f"{folder}/{{0..2}}.tar")
 
@@ -106,7 +106,7 @@ def test_a_damaged_parquet_file_is_told(folder):
 
 def test_a_tar_that_a_store_lacks_is_told(s3):
     storage_path(f"{s3}/tars/0.tar", "--images").write_bytes(b"")
-    with pytest.raises(UserError, match="tars/1.tar is not there: expected a file for each name that the braces"):
+    with pytest.raises(UserError, match="tars/1.tar does not exist: expected a file for each name that the braces"):
         find_input(f"{s3}/tars/{{0..1}}.tar")
 
 

@@ -16,7 +16,7 @@ def files(count: int) -> Input:
 def test_files_are_taken_evenly_and_counted():
     sample = sample_input(files(1000), 10)
     assert [row.key for row in sample.rows] == [f"{i:04d}" for i in range(0, 1000, 100)]
-    assert (sample.of, sample.exact) == (1000, True)
+    assert (sample.total, sample.exact) == (1000, True)
     assert [row.key for row in sample.input.list_files()] == [row.key for row in sample.rows]
 
 
@@ -27,7 +27,7 @@ def test_fewer_files_than_asked_for_are_all_taken():
 def test_of_very_many_files_the_first_are_looked_at(monkeypatch):
     monkeypatch.setattr(sampling, "LISTED", 50)
     sample = sample_input(files(1000), 10)
-    assert (sample.of, sample.exact) == (50, False) and sample.rows[-1].key == "0045"
+    assert (sample.total, sample.exact) == (50, False) and sample.rows[-1].key == "0045"
 
 
 def test_of_tars_a_few_are_indexed_and_the_others_counted_by_their_size(monkeypatch):
@@ -43,7 +43,7 @@ def test_of_tars_a_few_are_indexed_and_the_others_counted_by_their_size(monkeypa
     assert looked_at == [f"{i:03d}.tar" for i in range(0, 80, 10)]
     assert len(sample.rows) == 64 and len({row.key[:3] for row in sample.rows}) == 8
     assert [row.key for row in sample.rows] == sorted(row.key for row in sample.rows)
-    assert (sample.of, sample.exact) == (8000, False)
+    assert (sample.total, sample.exact) == (8000, False)
 
 
 def test_a_key_that_lies_in_two_tars_is_taken_once(monkeypatch):

@@ -126,7 +126,7 @@ def test_one_line_tells_what_was_imported(tmp_path, capsys):
     assert len(said) == 1
     assert re.match(
         r"clipcap: mlp mapper \(D = 128, P = 4; 49,536 parameters\), GPT-2 \(1 layers, 1 heads, width 64, 40 "
-        r"positions; [\d,]+ parameters\), CLIP local-dir:tiny_clip@\w+, embeddings as CLIP gives them: ",
+        r"positions; [\d,]+ parameters\), CLIP local-dir:tiny_clip@\w+, embeddings as CLIP returns them: ",
         said[0],
     )
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from recap_ray.errors import UserError
-from recap_ray.images.decode import Picture
+from recap_ray.images.decode import DecodedImage
 from recap_ray.images.resize import ImagePreparer
 from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.models.device import Compute
@@ -30,7 +30,7 @@ def test_image_embeddings_equal_open_clips_own(tiny):
     with torch.inference_mode():
         expected = model.eval().encode_image(torch.stack([transform(p) for p in pictures(5)]), normalize=True).numpy()
     preparer = ImagePreparer.from_preprocess_cfg(ClipCard.of("tiny").preprocess)
-    found = tiny.encode_images(np.stack([preparer(Picture(np.array(p), p.height, p.width)) for p in pictures(5)]))
+    found = tiny.encode_images(np.stack([preparer(DecodedImage(np.array(p), p.height, p.width)) for p in pictures(5)]))
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() < 5e-4  # of noise, whose pixels differ by a rounding here and there
     assert (found * expected).sum(1).min() > 0.99999

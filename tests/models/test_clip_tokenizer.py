@@ -1,3 +1,5 @@
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import open_clip
 import pytest
@@ -33,7 +35,7 @@ def theirs() -> SimpleTokenizer:
 
 
 @pytest.fixture(scope="module")
-def ours() -> PieceTokenizer:
+def ours() -> Callable[[Sequence[str]], np.ndarray]:
     return fast_tokenizer(open_clip.get_tokenizer("ViT-B-32"))
 
 

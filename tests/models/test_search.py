@@ -162,11 +162,11 @@ def test_rows_that_leave_change_nothing_for_those_that_stay(pair):
     ended = torch.zeros(count, dtype=torch.bool)
     for tokens, expected, leaving in zip(given, whole, (slice(0, count, 2), slice(4, 70), slice(0, 110))):
         ended[leaving] = True
-        rows = decoder.going_on(ended)
+        rows = decoder.active(ended)
         assert rows.tolist() == (~ended).nonzero().flatten().tolist()
         assert torch.allclose(decoder.step(tokens[rows], rows), expected[rows], rtol=0, atol=rounding_of(decoder))
     assert decoder.cache.prompts < 40
-    assert not len(decoder.going_on(torch.ones_like(ended)))
+    assert not len(decoder.active(torch.ones_like(ended)))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -191,7 +191,7 @@ def test_to_look_only_now_and_then_which_slots_have_ended_changes_nothing(kind, 
     decoding = Decoding(candidates=4, temperature=1.0, max_new_tokens=STEPS, beams=beams)
     stops, prompts, keys = stopping(0.3), prompts_of(decoder, 9), [f"image {i}" for i in range(9)]
     expected = cut(search(decoder, prompts, keys, stops, decoding), stops)
-    decoder.look_every = 4
+    decoder.sync_every = 4
     found = cut(search(decoder, prompts, keys, stops, decoding), stops)
     near_tie = near_ties(decoder, made(kind, "eager"), prompts, keys, decoding, stops)
     assert_same_but_for_near_ties(found, expected, near_tie)

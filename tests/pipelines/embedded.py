@@ -15,7 +15,7 @@ def embed_in_one_go(path, clip: ClipEncoder) -> EmbeddedPairs:
     pairs = read_pairs(str(path))
     preparer = ImagePreparer.from_preprocess_cfg(ClipCard.of("tiny").preprocess)
     files = [Path(path).parent / image for image in pairs["image"].to_pylist()]
-    pictures = [decode_pixels(file.read_bytes(), enough=preparer.enough) for file in files]
+    pictures = [decode_pixels(file.read_bytes(), min_side=preparer.min_side) for file in files]
     images = clip.encode_images(np.stack([preparer(picture) for picture in pictures]))
     captions = pairs["captions"].to_pylist()
     owner = np.repeat(np.arange(len(images)), [len(row) for row in captions])

@@ -16,11 +16,11 @@ from recap_ray.captioners import make_captioner
 from recap_ray.cli import run
 from recap_ray.inputs.finding import find_input
 from recap_ray.models.clip import ClipCard
-from recap_ray.pipelines import augment_index as loop_module
-from recap_ray.pipelines import augment_round as round_module
-from recap_ray.pipelines import build_index as build_module
+from recap_ray.pipelines.augment import job as loop_module
+from recap_ray.pipelines.augment import rounds as round_module
 from recap_ray.pipelines.augment.job import augment_index
 from recap_ray.pipelines.augment.pairs import split_pairs
+from recap_ray.pipelines.index import build as build_module
 from recap_ray.pipelines.index.build import build_index
 from recap_ray.settings import BuildIndexSettings
 
@@ -197,7 +197,7 @@ def test_run_again_it_does_nothing(looped, loop_settings, monkeypatch, capsys):
     monkeypatch.setattr(loop_module, "ray_session", None)
     before = {path: path.stat().st_mtime_ns for path in looped.rglob("*")}
     assert augment_index(loop_settings) == 0
-    assert "already done" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     changed = {path.name for path in looped.rglob("*") if path.stat().st_mtime_ns != before.get(path)}
     assert changed <= {"out", "run.json"}
 
@@ -324,9 +324,7 @@ def test_too_many_errors_end_the_loop_with_exit_code_1_however_often_it_is_run(p
         output, code = play(*scores, bad="training")
         assert code == 1 and not (output / "_SUCCESS").exists()
         said = capsys.readouterr().out
-        assert (
-            "24 of 24 images of" in said and "more than --max-error-rate 0.1 allows: mend the images, or allow" in said
-        )
+        assert "24 of 24 images of" in said and "more than --max-error-rate 0.1 allows: repair the images, or" in said
 
 
 def test_a_validation_image_that_is_among_the_training_pairs_is_not_trained_on(loop_settings, tmp_path):

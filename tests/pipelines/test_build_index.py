@@ -18,7 +18,7 @@ from recap_ray.caption_index.shard import captions_path, read_vectors, vectors_p
 from recap_ray.cli import run
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
-from recap_ray.pipelines import build_index as build_module
+from recap_ray.pipelines.index import build as build_module
 from recap_ray.pipelines.index.build import build_index
 from recap_ray.pipelines.index.ivf import fill_lists, measure_recall
 from recap_ray.settings import BuildIndexSettings
@@ -139,8 +139,8 @@ def test_other_queries_than_those_it_was_measured_with_find_as_much(kind, ray_ru
         ({"index-type": "ivfpq"}, "--index-type ivfpq: 400 captions, expected at least 9,984 to train on; choose"),
         ({"index-memory-gb": 0}, "--index-memory-gb 0.0: expected above 0"),
         ({"recall": 1}, "--recall 1.0: expected above 0, below 1"),
-        ({"captions": "empty"}, "holds no caption to build an index of: expected one or more"),
-        ({"index-type": "ivf", "extend": "flat"}, "is of type flat, and stays so; leave the type out"),
+        ({"captions": "empty"}, "holds no caption to index: expected one or more"),
+        ({"index-type": "ivf", "extend": "flat"}, "is of type flat, which cannot change; leave the type out"),
     ],
 )
 def test_mistakes_are_told_in_one_line_before_anything_is_embedded(

@@ -102,7 +102,7 @@ def test_a_part_that_no_plan_knows_is_told(finished):
     stray = Path(finished.output) / "captions" / "part-999999-stray.parquet"
     stray.touch()
     with pytest.raises(
-        UserError, match="the part part-999999-stray, which its plan does not know: plan/ was changed by hand; put"
+        UserError, match="the part part-999999-stray, which is in no manifest: plan/ was changed by hand; restore"
     ):
         caption(finished)
     stray.unlink()

@@ -206,9 +206,9 @@ def test_a_run_that_drifted_is_made_no_baseline(baseline, tmp_path):
     "flags, message",
     [
         ({}, "give --baseline .a file to compare with. or --save-baseline"),
-        ({"baseline": "none.json"}, "--baseline none.json does not exist: make it of a run that you have looked at"),
+        ({"baseline": "none.json"}, "--baseline none.json does not exist: create it from a run that you have"),
         ({"baseline": "none.json", "save_baseline": "x.json"}, "--baseline none.json does not exist"),
-        ({"baseline": "OUT/run.json"}, "run.json is no baseline, it is no file of --save-baseline: expected"),
+        ({"baseline": "OUT/run.json"}, "run.json is no baseline, it was not written by --save-baseline: expected"),
         ({"baseline": "text.json"}, "could not be read as JSON"),
         ({"baseline": "half.json"}, "half.json is no baseline, it is no profile of a run .KeyError: 'errors'."),
         ({"save_baseline": "OUT"}, "--save-baseline .* is a folder: expected the name of a file"),
@@ -284,7 +284,7 @@ def test_a_part_that_went_away_is_told(tmp_path, monkeypatch):
     output = write_run(tmp_path / "out", rows(count=20), part_rows=10)
     files = open_output(str(output))[2]
     files[0].unlink()
-    with pytest.raises(UserError, match="went away while the run was read: wait for the compact or caption"):
+    with pytest.raises(UserError, match="was removed while the run was read: wait for the compact or caption"):
         profile_of(files, 100, 10)
 
 

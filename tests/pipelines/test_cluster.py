@@ -40,7 +40,7 @@ def test_it_is_not_tried_for_ever(starts):
     starts += [Exception(TOO_LATE)] * 9
     with pytest.raises(Exception, match="timed out"):
         cluster._start_local()
-    assert len(starts) == 9 - cluster.STARTS
+    assert len(starts) == 9 - cluster.START_ATTEMPTS
 
 
 def test_another_failure_is_told_at_once(starts):

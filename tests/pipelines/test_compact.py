@@ -85,7 +85,7 @@ def test_a_compacted_run_has_the_same_rows_in_few_files(captioned, capsys):
     capsys.readouterr()
     assert run(settings) == 0 and compacted(folder / "out") == 0
     said = capsys.readouterr()
-    assert "caption: 75 images, 75 already done" in said.err and "0 parts merged into 0 files, 0 left" in said.out
+    assert "caption: 75 images, 75 already done" in said.err and "0 parts merged into 0 files, 0 unchanged" in said.out
 
 
 def test_a_kill_at_any_moment_leaves_every_row_once_and_the_same_command_mends_it(captioned):
@@ -131,7 +131,7 @@ def test_a_changed_tar_of_a_pack_is_refused_or_done_again(s3, tmp_path, ray_runn
     assert compacted(folder / "out") == 0
     packed = files_of(folder)
     write_tar(folder / "tars" / "1.tar", range(25, 51), k30=b"\xc8")
-    with pytest.raises(UserError, match="3 parts were captioned from files that were changed since"):
+    with pytest.raises(UserError, match="3 parts were captioned from files that have changed since"):
         run(settings)
     assert files_of(folder) == packed
     # What a kill leaves that is hardest to tell from a pack in use: it must not bring back what is done again.
@@ -143,7 +143,8 @@ def test_a_changed_tar_of_a_pack_is_refused_or_done_again(s3, tmp_path, ray_runn
 
 
 def test_a_file_that_goes_away_while_it_is_read_is_told(tmp_path, ray_running):
-    with pytest.raises(UserError, match="part-a.parquet went away while the run was read"), ray_session(RaySettings()):
+    removed = "part-a.parquet was removed while the run was read"
+    with pytest.raises(UserError, match=removed), ray_session(RaySettings()):
         list(iter_part_rows([tmp_path / "part-a.parquet"], ["key"]))
 
 
@@ -200,8 +201,9 @@ def test_mistakes_are_one_line_and_change_nothing(on_disk, tmp_path, capsys):
 @DISK
 def test_a_run_that_another_process_works_on_is_left_alone(on_disk):
     hold = (
-        f"import pathlib, recap_ray.runs.run as r; r.hold(pathlib.Path({str(on_disk)!r}), ''); print('held'); input()"
+        f"from pathlib import Path; from recap_ray.runs.run import lock_folder; lock_folder(Path({str(on_disk)!r}), '')"
     )
+    hold += "; print('held'); input()"
     other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="--captions .*/out: another recap-ray is at work on it"):

@@ -4,7 +4,7 @@ import pytest
 import ray
 
 import recap_ray
-from recap_ray.api.dataset import PictureDecoder
+from recap_ray.api.dataset import DecodeStage
 from recap_ray.api.inputs import captioner_of, loader_of
 from tests.conftest import TINY
 from tests.near_ties import assert_same_rows
@@ -53,6 +53,6 @@ def test_mistakes_are_told_before_anything_starts(flags):
     ],
 )
 def test_rows_of_other_columns_are_told(flags, rows, message):
-    decoder = PictureDecoder(loader_of(*captioner_of(flags), watched=False))
+    decoder = DecodeStage(loader_of(*captioner_of(flags), watched=False))
     with pytest.raises(recap_ray.UserError, match=message):
         decoder(pa.table(rows))

@@ -253,7 +253,7 @@ def test_no_file_that_is_read_is_written_over(refused, built, tmp_path):
     assert "would write over --judgements" in refused(**beside)
     same = {"captions": tmp_path / "list.json", "references": None, "output": tmp_path / "list.json"}
     assert "would write over --captions" in refused(**same)
-    assert "expected a name for JSON" in refused(output=tmp_path / "s.parquet")
+    assert "expected the name of a JSON file" in refused(output=tmp_path / "s.parquet")
     assert (tmp_path / "mine.parquet").read_bytes() == b"precious"
 
 
@@ -283,7 +283,7 @@ def test_references_of_other_images_are_told_and_a_subset_is_allowed(
 ):
     (tmp_path / "other.tsv").write_text("other.jpg\ta dog\n")
     line = refused(references=tmp_path / "other.tsv")
-    assert "names none of the images captioned: it has 'other.jpg', the output has 'scene-" in line
+    assert "names none of the captioned images: it has 'other.jpg', the output has 'scene-" in line
     more = tmp_path / "more.tsv"
     more.write_text(built.world.references.read_text() + "extra.jpg\ta dog\nmore.jpg\ta cat\n")
     line = refused(references=more)
@@ -309,16 +309,16 @@ def test_a_key_that_comes_twice_is_told(refused, run_folder, tmp_path):
         ({"clip": "tiny", "no-clip-scores": True}, "leave --clip and --aligned-... out"),
         ({"aligned-scale": 0}, "--aligned-scale 0.0: expected above 0"),
         ({"alignment": "x"}, "name with --clip the model that it was fitted for"),
-        ({"captions": "x.json"}, "holds its own references: leave --references out"),
+        ({"captions": "x.json"}, "includes its references: leave --references out"),
         ({"captions": "x.json", "references": None, "clip": "tiny"}, "x.json"),
         ({"captions": None, "judgements": "none.tsv"}, "none.tsv does not exist"),
         (
             {"captions": None, "references": None, "judgements": RATED, "clip": "tiny"},
-            "--clip tiny: give with --images the folder of the pictures to score",
+            "--clip tiny: give with --images the folder of the images to score",
         ),
         (
             {"captions": None, "references": None, "judgements": RATED, "images": "none"},
-            "--images none is no folder: expected the one that the images' names are in",
+            "--images none is no folder: expected the folder of the images",
         ),
         (
             {"captions": None, "references": None, "judgements": RATED},

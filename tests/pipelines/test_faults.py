@@ -48,7 +48,7 @@ def test_a_stopped_driver_and_a_killed_worker_actor_writer_and_driver_lose_and_r
         scene.reach(2)
         scene.driver.terminate()
         assert scene.driver.wait(LIMIT_S) == 1 and not scene.leftovers()
-        assert "stopped; the same command goes on from here" in scene.log.read_text()
+        assert "stopped; run the same command again to resume" in scene.log.read_text()
         assert 2 <= scene.parts() < 40, "what was under way was not finished, or all was"
         scene.start()
         for kill in (kill_cpu_worker, kill_gpu_actor, kill_writer, kill_driver):

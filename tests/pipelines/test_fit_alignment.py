@@ -11,7 +11,7 @@ from recap_ray.cli import run
 from recap_ray.errors import UserError
 from recap_ray.metrics.retrieval import ranks, retrieval_scores
 from recap_ray.models.clip import ClipCard
-from recap_ray.pipelines import pair_moments
+from recap_ray.pipelines.fit import gather_pairs
 from recap_ray.pipelines.fit.fold_moments import Collector
 from recap_ray.pipelines.fit.job import fit_alignment
 from recap_ray.settings import FitAlignmentSettings
@@ -23,7 +23,7 @@ from tests.slow_sums import FirstFoldLate
 @pytest.mark.parametrize("normalise", [True, False])
 def test_a_fit_spread_over_parts_equals_one_in_a_single_process(normalise, built, clip, tmp_path, monkeypatch):
     folds, add = [], Collector.add
-    monkeypatch.setattr(pair_moments, "SumUp", FirstFoldLate)
+    monkeypatch.setattr(gather_pairs, "SumUp", FirstFoldLate)
     monkeypatch.setattr(Collector, "add", lambda self, number, fold: folds.append(number) or add(self, number, fold))
     given = {"pairs": str(built.world.pairs), "output": str(tmp_path / "out"), "clip": "tiny", "num_cpus": 2}
     shape = {"method": "procrustes", "center": True, "standardise": False, "normalise": normalise, "part_rows": 37}

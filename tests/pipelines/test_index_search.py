@@ -126,7 +126,7 @@ def test_captions_are_the_same_with_shard_actors(built, run_folder, tmp_path, ca
         shutil.copy(path, images)
     settings = built.caption_settings(tmp_path / "out", images=str(images), index_search="spread")
     assert caption(settings) == 0
-    assert "in 3 shards: spread, as asked for" in capsys.readouterr().out
+    assert "in 3 shards: spread, as requested" in capsys.readouterr().out
     rows = {row["key"]: row for row in pq.read_table(run_folder / "captions").to_pylist()}
     found = pq.read_table(tmp_path / "out" / "captions").to_pylist()
     assert len(found) == 16

@@ -105,7 +105,7 @@ def test_a_changed_tar_is_refused_or_done_again(root):
     settings = settings_of(root)
     assert run(settings) == 0
     write_tar(root / "tars" / "1.tar", range(15, 31))
-    with pytest.raises(UserError, match="2 parts were captioned from files that were changed since"):
+    with pytest.raises(UserError, match="2 parts were captioned from files that have changed since"):
         run(settings)
     assert len(rows_in(root)) == 30
     assert run(settings_of(root, changed="redo")) == 0 and verified(settings) == 0
@@ -120,7 +120,7 @@ def test_a_changed_picture_is_refused_or_its_part_done_again(root):
     settings = settings_of(root)
     assert run(settings) == 0
     commit(root / "tars" / "012.jpg", lambda path: path.write_bytes(b"\xc8 longer"))
-    with pytest.raises(UserError, match="1 parts were captioned from files that were changed since"):
+    with pytest.raises(UserError, match="1 parts were captioned from files that have changed since"):
         run(settings)
     assert run(settings_of(root, changed="redo")) == 0 and verified(settings) == 0
     assert rows_in(root)["012.jpg"]["caption"] == "012.jpg 200.00"
@@ -205,7 +205,7 @@ def test_a_run_that_fails_everywhere_is_given_up(tmp_path, ray_running, capsys):
 
 def test_a_run_is_stopped_between_parts_and_goes_on(tmp_path, ray_running, monkeypatch):
     write_tar(tmp_path / "tars" / "0.tar", range(40))
-    from recap_ray.pipelines import caption as module
+    from recap_ray.pipelines.caption import job as module
 
     @contextmanager
     def stopped(stop_file):
@@ -215,7 +215,7 @@ def test_a_run_is_stopped_between_parts_and_goes_on(tmp_path, ray_running, monke
 
     settings = settings_of(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "stopping", stopped)
+        patch.setattr(module, "stop_on_sigterm", stopped)
         assert run(settings) == 1
     out = tmp_path / "out"
     assert not (out / "_SUCCESS").exists() and not names_in(out / "failures")
@@ -269,10 +269,10 @@ def test_a_picture_that_never_ends_costs_one_row(tmp_path, ray_running, monkeypa
 
 def test_a_tar_that_is_not_yet_planned_may_be_the_work_of_many_actors(tmp_path):
     tars = [Container(tmp_path / "a.tar", 500 * 2**20, ""), Container(tmp_path / "b.tar", 10_240, "")]
-    assert Work([], tars, 0, 0).most_parts(1024) == 502
+    assert Work([], tars, 0, 0).max_parts(1024) == 502
     write_tar(tmp_path / "c.tar", range(100))
     [small] = find_input(str(tmp_path / "c.tar")).containers
-    assert Work([], [small], 0, 0).most_parts(10) >= 10
+    assert Work([], [small], 0, 0).max_parts(10) >= 10
 
 
 def test_a_stage_on_gpus_keeps_parts_whole(tmp_path, ray_running):

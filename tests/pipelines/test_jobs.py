@@ -106,7 +106,7 @@ def test_two_runs_without_a_common_image_are_told(run_folder, tmp_path):
     for path in (other / "captions").glob("*.parquet"):
         rows = pq.read_table(path)
         pq.write_table(rows.set_column(0, "key", [[f"x/{key}" for key in rows["key"].to_pylist()]]), path)
-    with pytest.raises(UserError, match="no image is in both"):
+    with pytest.raises(UserError, match="they have no image key in common"):
         report(ReportSettings(compare=(str(run_folder), str(other)), output=str(tmp_path / "page.html")))
 
 

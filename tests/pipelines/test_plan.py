@@ -6,7 +6,7 @@ import pytest
 
 from recap_ray.cli import run
 from recap_ray.errors import UserError
-from recap_ray.pipelines.caption.plan import refuse_flags_of_the_other_kind, rows_wanted
+from recap_ray.pipelines.caption.plan import choose_sample_size, require_flags_of_device
 from recap_ray.settings import CaptionSettings, PlanSettings
 from recap_ray.timing.forecast import Workers
 
@@ -58,7 +58,7 @@ def test_a_sample_without_a_caption_is_told_and_nothing_written(built, tmp_path,
     monkeypatch.setattr("recap_ray.pipelines.caption.plan.caption_with", lambda *_, **__: 1)
     monkeypatch.setattr("recap_ray.pipelines.caption.plan.read_json", lambda *_: {"captioned": 0, "images": 60})
     assert run(["plan", *built.caption_flags(tmp_path / AS_JSON)]) == 2
-    assert "no image of the sample could be captioned: mend what is" in capsys.readouterr().err
+    assert "no image of the sample could be captioned: fix what is" in capsys.readouterr().err
     assert not (tmp_path / AS_JSON).exists()
 
 
@@ -91,14 +91,14 @@ NO_GPU = "there is no GPU here to measure; run plan on a machine with one, or"
 )
 def test_flags_of_the_other_kind_of_machine_are_told(given, gpus, message):
     with pytest.raises(UserError) as caught:
-        refuse_flags_of_the_other_kind(plan_settings(**given), gpus)
+        require_flags_of_device(plan_settings(**given), gpus)
     assert str(caught.value).startswith(message)
 
 
 def test_flags_of_the_machine_itself_are_taken():
-    refuse_flags_of_the_other_kind(plan_settings(gpus=64, gpu_hour_usd=3.0, cpus_a_gpu=12.0), gpus=8)
-    refuse_flags_of_the_other_kind(plan_settings(cpus=10, cpu_hour_usd=0.05), gpus=0)
-    refuse_flags_of_the_other_kind(plan_settings(cpus=10, device="cpu"), gpus=8)
+    require_flags_of_device(plan_settings(gpus=64, gpu_hour_usd=3.0, cpus_a_gpu=12.0), gpus=8)
+    require_flags_of_device(plan_settings(cpus=10, cpu_hour_usd=0.05), gpus=0)
+    require_flags_of_device(plan_settings(cpus=10, device="cpu"), gpus=8)
 
 
 @pytest.mark.parametrize(
@@ -115,4 +115,4 @@ def test_flags_of_the_machine_itself_are_taken():
 )
 def test_the_sample_has_full_parts_for_all_actors(workers, given, expected):
     run = CaptionSettings(images="x", index="i", output="", **given).resolved()
-    assert rows_wanted(run, workers) == expected
+    assert choose_sample_size(run, workers) == expected

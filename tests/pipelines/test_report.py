@@ -13,7 +13,7 @@ from PIL import Image
 
 from recap_ray.images.decode import ImageLimits
 from recap_ray.inputs.reading import ImageReader
-from recap_ray.pipelines.output.report import ThumbnailMaker, deadly, report
+from recap_ray.pipelines.output.report import ThumbnailMaker, crashing_keys, report
 from recap_ray.report import thumbnail
 from recap_ray.settings import ReportSettings
 
@@ -91,10 +91,10 @@ def test_a_store_that_gives_nothing_is_asked_once():
 
 def test_a_picture_that_broke_its_decoder_in_a_run_is_not_even_read():
     errors = ["decoder_crashed: by SIGSEGV", "decoder_hung: 60 s", "truncated: decoder_hung", None]
-    spared = deadly([pa.table({"key": ["1", "2", "3", "4"], "error": errors})])
-    assert spared == {"1", "2"}
+    skipped = crashing_keys([pa.table({"key": ["1", "2", "3", "4"], "error": errors})])
+    assert skipped == {"1", "2"}
     store = Store()
-    assert made({"1": "s3://b/1", "2": "s3://b/2"}, reader=store, spared=spared)["1"][0] is None
+    assert made({"1": "s3://b/1", "2": "s3://b/2"}, reader=store, skipped=skipped)["1"][0] is None
     assert not store.asked
 
 

@@ -143,8 +143,8 @@ def test_a_killed_training_goes_on_to_the_same_end(clipcap, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "capdec"}, "capdec learns from text alone: give --captions, and no --pairs"),
-        ({"noise_variance": "0.1"}, "clipcap learns from images as they are"),
+        ({"method": "capdec"}, "capdec trains on text only: give --captions, and no --pairs"),
+        ({"noise_variance": "0.1"}, "clipcap trains on image embeddings without noise"),
         ({"method": "speak"}, "--method 'speak': expected clipcap, capdec or recap"),
         ({"mapper": "cnn"}, "--mapper 'cnn': expected mlp or transformer"),
         ({"learning_rate": 0.0}, "--learning-rate 0.0: expected above 0"),
@@ -164,13 +164,13 @@ def test_mistakes_in_settings_are_told(changes, message):
 
 def test_an_offset_must_be_a_mean_shift(built, tmp_path):
     given = {"method": "capdec", "captions": str(built.world.index_captions), "offset": built.alignment, **SMALL}
-    with pytest.raises(UserError, match="is a map of another kind: fit it with --method mean-shift"):
+    with pytest.raises(UserError, match="is another kind of alignment: fit it with --method mean-shift"):
         train_decoder(TrainDecoderSettings(**{**given, "output": str(tmp_path / "out")}))
 
 
 def test_heads_must_divide_the_width(clipcap, tmp_path):
     given = {**clipcap, "mapper": "transformer", "heads": 7, "output": str(tmp_path / "out")}
-    with pytest.raises(UserError, match="--heads 7: --language-model tiny is 128 wide, which they must divide"):
+    with pytest.raises(UserError, match="--heads 7: the width of --language-model tiny, 128, must be divisible by it"):
         train_decoder(TrainDecoderSettings(**given))
 
 

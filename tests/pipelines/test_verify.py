@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines import rows
+from recap_ray.pipelines import map_files
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.output.verify import FileKeys, OutputKeys
 from recap_ray.runs import key_digests
@@ -41,7 +41,7 @@ def test_a_whole_run_is_verified_and_both_sides_tell_how_far_they_are(captioned,
 
 @pytest.mark.parametrize("blocks, at_once", [(256, 1 << 25), (2, 2)])
 def test_a_missing_a_doubled_and_an_unknown_key_are_found(captioned, tmp_path, capsys, monkeypatch, blocks, at_once):
-    monkeypatch.setattr(rows, "BLOCKS", (blocks, blocks))
+    monkeypatch.setattr(map_files, "BLOCKS", (blocks, blocks))
     monkeypatch.setattr(key_digests, "KEYS_AT_ONCE", at_once)
     shutil.copytree(captioned, tmp_path, dirs_exist_ok=True)
     write_tar(tmp_path / "tars" / "0.tar", range(1, 25))  # 0 is in the pack, and nobody's now
@@ -62,14 +62,15 @@ def test_a_missing_a_doubled_and_an_unknown_key_are_found(captioned, tmp_path, c
 
 def test_files_in_fewer_blocks_give_the_same_rows(captioned, monkeypatch):
     files = sorted((captioned / "out" / "captions").glob("*.parquet"))
-    monkeypatch.setattr(rows, "BLOCKS", (3, 3))
+    monkeypatch.setattr(map_files, "BLOCKS", (3, 3))
     with ray_session(RaySettings()):
-        tables = list(rows.iter_part_rows(files, ["key"]))
+        tables = list(map_files.iter_part_rows(files, ["key"]))
     assert len(tables) == 3
     assert sorted(pa.concat_tables(tables)["key"].to_pylist()) == [f"{key:06d}" for key in range(75)]
 
 
 def test_a_file_that_goes_away_while_it_is_verified_is_told(tmp_path, ray_running):
     gone = FileKeys("output", [tmp_path / "part-a.parquet"], OutputKeys({}))
-    with pytest.raises(UserError, match="part-a.parquet went away while the run was read"), ray_session(RaySettings()):
+    removed = "part-a.parquet was removed while the run was read"
+    with pytest.raises(UserError, match=removed), ray_session(RaySettings()):
         gone.sums()

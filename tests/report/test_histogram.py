@@ -1,6 +1,6 @@
 import numpy as np
 
-from recap_ray.report.histogram import HEIGHT, MOST_BARS, WIDTH, Counts, draw
+from recap_ray.report.histogram import HEIGHT, MAX_BARS, WIDTH, Counts, draw
 
 
 def test_counts_added_part_by_part_are_those_of_all_numbers():
@@ -28,7 +28,7 @@ def test_bars_hold_every_number_and_fill_the_plot():
     counts = Counts(100)
     counts.add(numbers)
     drawn = draw("clip", "CLIP-S", "", counts, counts)
-    assert len(drawn.bars) <= MOST_BARS
+    assert len(drawn.bars) <= MAX_BARS
     for bar in drawn.bars:
         assert bar.count == bar.shown == ((bar.low <= numbers) & (numbers < bar.high)).sum()
     assert sum(bar.count for bar in drawn.bars) == drawn.total == 10_000

@@ -15,7 +15,7 @@ from recap_ray.storage.paths import storage_path
 AT_WORK = """
 from recap_ray.runs import heartbeat
 from recap_ray.runs.run import open_run
-heartbeat.BEAT_S = 0.2
+heartbeat.HEARTBEAT_S = 0.2
 with open_run({output!r}, "caption", {{}}, {{}}).at_work(lambda: {{"images": 7}}):
     print("at work", flush=True)
     input()
@@ -24,8 +24,8 @@ with open_run({output!r}, "caption", {{}}, {{}}).at_work(lambda: {{"images": 7}}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(heartbeat, "BEAT_S", 0.2)
-    monkeypatch.setattr(heartbeat, "SILENCE_S", 3.0)
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(heartbeat, "TIMEOUT_S", 3.0)
 
 
 def start(output: str) -> subprocess.Popen:

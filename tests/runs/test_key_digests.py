@@ -63,7 +63,7 @@ def test_missing_duplicate_and_unknown_keys_are_those_of_counters(at_once, wante
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(key_digests, "KEYS_AT_ONCE", at_once)
         comparison = compare(side(wanted), side(there))
-    assert (comparison.wanted, comparison.there) == (len(wanted), len(there))
+    assert (comparison.expected, comparison.actual) == (len(wanted), len(there))
     assert comparison.faults == {name: Fault(len(keys), keys[:20]) for name, keys in expected.items()}
     assert bool(comparison) == (asked == found)
 

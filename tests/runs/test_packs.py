@@ -6,8 +6,8 @@ import pytest
 
 from recap_ray.errors import UserError
 from recap_ray.runs.packs import finish_packs, group_parts, unpack, write_pack
-from recap_ray.runs.parts import Pack, finished, finished_parts, part_files
-from recap_ray.schema import FINGERPRINT_KEY
+from recap_ray.runs.parts import Pack, finished_parts, list_parts_and_packs, part_files
+from recap_ray.schema import FINGERPRINT_KEY, PARTS_KEY
 
 
 def write_parts(folder, *names: str, fingerprint: bytes = b"f"):
@@ -42,7 +42,7 @@ def test_a_pack_is_a_row_group_a_part_and_becomes_the_same_parts_again(tmp_path)
     assert [file.read_row_group(i)["key"][0].as_py() for i in range(file.num_row_groups)] == ["part-a 0", "part-b 0"]
     assert file.schema_arrow.metadata[FINGERPRINT_KEY] == b"f"
     unpack(folder, {"part-a"})
-    assert finished(folder) == (["part-a", "part-b"], [other])
+    assert list_parts_and_packs(folder) == (["part-a", "part-b"], [other])
     unpack(folder, {"part-c"})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not list((tmp_path / "packs").iterdir())
@@ -58,7 +58,7 @@ def test_a_reader_finds_every_part_at_every_moment(tmp_path):
     while writer.is_alive():
         assert finished_parts(folder) == set(names)
         looks += 1
-    assert looks and finished(folder) == ([], sorted(packs, key=lambda pack: pack.name))
+    assert looks and list_parts_and_packs(folder) == ([], sorted(packs, key=lambda pack: pack.name))
 
 
 def test_a_pack_that_a_process_was_killed_in_is_written_on(tmp_path):
@@ -94,7 +94,7 @@ def test_a_part_of_another_run_is_told_and_nothing_is_removed(tmp_path):
     before = sorted(folder.iterdir())
     with pytest.raises(UserError, match=r"part-b\.parquet is of another run: its fingerprint is g, expected f"):
         write_pack(folder, pack, "f")
-    assert sorted(folder.iterdir()) == before and finished(folder) == (list(pack.parts), [])
+    assert sorted(folder.iterdir()) == before and list_parts_and_packs(folder) == (list(pack.parts), [])
 
 
 def test_a_file_that_is_no_pack_is_told(tmp_path):
@@ -102,3 +102,8 @@ def test_a_file_that_is_no_pack_is_told(tmp_path):
     write_parts(folder, "pack-of-mine")
     with pytest.raises(UserError, match=r"pack-of-mine\.parquet is no pack of this run"):
         finish_packs(folder)
+
+
+def test_the_keys_of_footers_are_those_of_files_that_exist():
+    # A rename in the code must not reach them: packs and parts on disk have these.
+    assert (FINGERPRINT_KEY, PARTS_KEY) == (b"recap_ray.fingerprint", b"recap_ray.parts")

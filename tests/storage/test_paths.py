@@ -15,9 +15,9 @@ from recap_ray.runs.run import open_run
 from recap_ray.storage.cache import cache_folder, local_copy
 from recap_ray.storage.files import read_json
 from recap_ray.storage.paths import (
-    ask_for_each,
     commit,
     is_remote,
+    map_concurrently,
     names_in,
     storage_options,
     storage_path,
@@ -116,14 +116,14 @@ def test_actors_that_start_together_fetch_a_model_once(s3):
 
     path.fs.get_file = slowly
     try:
-        assert len(set(ask_for_each(lambda _: local_copy(path), range(8)))) == 1 == len(fetched)
+        assert len(set(map_concurrently(lambda _: local_copy(path), range(8)))) == 1 == len(fetched)
     finally:
         del path.fs.get_file
 
 
 def test_no_more_is_asked_for_than_will_soon_be_taken():
     asked = []
-    answers = ask_for_each(lambda item: asked.append(item) or -item, range(10_000))
+    answers = map_concurrently(lambda item: asked.append(item) or -item, range(10_000))
     assert [next(answers) for _ in range(3)] == [0, -1, -2] and len(asked) < 100
     answers.close()
 

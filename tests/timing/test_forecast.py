@@ -1,6 +1,6 @@
 import pytest
 
-from recap_ray.timing.forecast import ASSUMPTIONS, Measured, Workers, describe, forecast, most_rows
+from recap_ray.timing.forecast import ASSUMPTIONS, Measured, Workers, describe, forecast, max_rows
 
 BUSY = {"read": 1.0, "decode": 4.0, "embed": 10.0, "retrieve": 1.0, "generate": 80.0, "score": 8.0, "assemble": 1.0,
         "write": 5.0}  # fmt: skip
@@ -93,7 +93,7 @@ def test_a_machine_that_starved_its_gpu_is_told_with_the_rate_it_had():
     ],
 )
 def test_parts_are_whole_so_that_a_run_ends_unevenly(count, actors, expected):
-    assert most_rows(count, actors, part_rows=1000) == expected
+    assert max_rows(count, actors, part_rows=1000) == expected
 
 
 def test_a_run_of_few_parts_takes_as_long_as_its_busiest_actor():

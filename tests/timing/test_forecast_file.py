@@ -5,10 +5,10 @@ import pytest
 
 from recap_ray.errors import UserError
 from recap_ray.timing.forecast import forecast
-from recap_ray.timing.forecast_file import SavedForecast, Took, beside_forecast, read_forecast
+from recap_ray.timing.forecast_file import ActualRun, SavedForecast, compare_with_forecast, read_forecast
 from tests.timing.test_forecast import ONE_GPU, TWO_CORES, measured
 
-RUN = Took(2000, 100.0, part_rows=1000, output_bytes=900_000, bottleneck="decode", workers=TWO_CORES)
+RUN = ActualRun(2000, 100.0, part_rows=1000, output_bytes=900_000, bottleneck="decode", workers=TWO_CORES)
 
 
 def written(path, sample, unit_hour=None) -> str:
@@ -27,15 +27,15 @@ def test_a_plans_file_is_read_back(tmp_path, price):
     "where, value, reason",
     [
         (("measured",), {}, "it has no 'seconds'"),
-        (("measured",), [1], "it is built otherwise"),
-        (("measured", "workers"), 2, "it is built otherwise"),
+        (("measured",), [1], "it has another structure"),
+        (("measured", "workers"), 2, "it has another structure"),
         (("measured", "workers", "actors"), 0, "its actors is 0"),
         (("measured", "images"), "32", "its images is '32'"),
         (("measured", "start_s"), -1, "its start_s is -1"),
         (("measured", "busy"), float("nan"), "its busy is nan"),
         (("measured", "bytes_an_image"), True, "its bytes_an_image is True"),
         (("measured", "seconds", "embed"), None, "its embed is None"),
-        (("measured", "seconds"), dict.fromkeys(measured().seconds, 0), "its pictures took no time"),
+        (("measured", "seconds"), dict.fromkeys(measured().seconds, 0), "its images took no time"),
         (("forecast", "unit_hour"), 0, "its unit_hour is 0"),
         (("forecast",), {}, "it has no 'unit_hour'"),
     ],
@@ -57,7 +57,7 @@ def test_another_file_is_told_with_what_is_wrong_and_what_to_do(tmp_path, where,
 
 
 def test_a_run_is_set_beside_its_plan():
-    beside = beside_forecast(SavedForecast(measured(), unit_hour=0.05), RUN)
+    beside = compare_with_forecast(SavedForecast(measured(), unit_hour=0.05), RUN)
     assert beside["images"] == 2000 and beside["workers"] == {"actors": 2, "gpus": 0, "cpus": 2}
     assert beside["seconds"] == {"planned": 23 + 1000 * 0.11, "actual": 100.0}
     assert beside["images_per_second"] == {"planned": round(2000 / 133, 2), "actual": 20.0}
@@ -70,17 +70,17 @@ def test_a_run_is_set_beside_its_plan():
 
 def test_the_plan_is_that_of_the_runs_own_workers():
     plan = SavedForecast(measured(ONE_GPU), None)
-    eight = beside_forecast(plan, replace(RUN, images=16_000, workers=ONE_GPU.scaled(8)))
+    eight = compare_with_forecast(plan, replace(RUN, images=16_000, workers=ONE_GPU.scaled(8)))
     assert eight["seconds"]["planned"] == 23 + 1000 * 0.1 and eight["unit_hours"]["actual"] == round(800 / 3600, 4)
     assert "cost" not in eight
-    alone = beside_forecast(
+    alone = compare_with_forecast(
         plan, replace(RUN, workers=replace(ONE_GPU, actors=1))
     )  # each GPU with one actor instead of two
     assert alone["seconds"]["planned"] == 23 + 2000 * 0.1
 
 
 def test_nothing_is_foretold_of_another_kind_of_machine():
-    beside = beside_forecast(SavedForecast(measured(ONE_GPU), 3.0), RUN)
+    beside = compare_with_forecast(SavedForecast(measured(ONE_GPU), 3.0), RUN)
     assert beside["unit"] == {"planned": "GPU", "actual": "CPU core"}
     for name in ("seconds", "images_per_second", "unit_hours", "output_bytes", "bottleneck"):
         assert beside[name]["planned"] is None and beside[name]["actual"]

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from recap_ray.timing import progress as module
-from recap_ray.timing.progress import Progress, columns_of, duration, tell_progress
+from recap_ray.timing.progress import Progress, columns_of, configure_progress, duration
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def clock(monkeypatch):
 @pytest.fixture
 def told_otherwise():
     """A way to change how progress is told, for one test."""
-    yield tell_progress
-    tell_progress()
+    yield configure_progress
+    configure_progress()
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ def test_a_clock_goes_from_worker_to_worker_and_counts_the_wait_between():
     for _ in range(2):
         with loader.stage("decode"):
             time.sleep(0.02)
-    carried = loader.carried()
+    encoded = loader.to_json()
     time.sleep(0.05)
-    actor = StageClock(carried)
+    actor = StageClock(encoded)
     actor.arrived("decoded")
     assert actor.seconds["decode"] == pytest.approx(loader.seconds["decode"]) and loader.seconds["decode"] >= 0.04
     assert 0.05 <= actor.seconds["decoded"] < 5
@@ -27,9 +27,9 @@ def test_a_clock_goes_from_worker_to_worker_and_counts_the_wait_between():
 
 
 def test_a_clock_behind_the_one_before_counts_no_negative_wait(monkeypatch):
-    carried = StageClock().carried()
+    encoded = StageClock().to_json()
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    clock = StageClock(carried)
+    clock = StageClock(encoded)
     clock.arrived("decoded")
     assert clock.seconds["decoded"] == 0
 

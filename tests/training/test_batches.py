@@ -28,8 +28,8 @@ def examples():
     return Examples(embeddings, GROUPS, [f"image {i}" for i in range(5)], CAPTIONS, np.arange(len(CAPTIONS)))
 
 
-def texts(tokenizer, most_tokens=40, positions=320):
-    return Texts(CAPTIONS, tokenizer, most_tokens, positions)
+def texts(tokenizer, max_tokens=40, positions=320):
+    return Texts(CAPTIONS, tokenizer, max_tokens, positions)
 
 
 def recap(examples, tokenizer, **changes):
@@ -51,13 +51,13 @@ def told(tokenizer, batch, row, what):
 def test_a_caption_and_its_end_are_foretold_and_no_padding(examples, tokenizer):
     batch = PrefixBatches(examples, texts(tokenizer), Noise()).make(np.array([3, 2]), slice(0, 2), None)
     for row, number in enumerate((3, 2)):
-        assert told(tokenizer, batch, row, batch.foretold) == CAPTIONS[number] + tokenizer.eos_token
+        assert told(tokenizer, batch, row, batch.loss_mask) == CAPTIONS[number] + tokenizer.eos_token
     assert batch.embeddings.norm(dim=1).tolist() == pytest.approx([1, 1])
-    assert (~batch.foretold).any()  # they differ in length, so that one was padded
+    assert (~batch.loss_mask).any()  # they differ in length, so that one was padded
 
 
 def test_a_caption_that_is_too_long_is_cut_and_does_not_end_there(examples, tokenizer):
-    batch = PrefixBatches(examples, texts(tokenizer, most_tokens=2), None).make(np.array([3]), slice(0, 1), None)
+    batch = PrefixBatches(examples, texts(tokenizer, max_tokens=2), None).make(np.array([3]), slice(0, 1), None)
     assert batch.tokens.shape == (1, 2)
     assert tokenizer.eos_token_id not in batch.tokens
 
@@ -77,7 +77,7 @@ def test_a_prompt_holds_the_nearest_captions_of_other_images_none_twice(examples
     # Half of them have fewer, the nearest of them.
     expected = {PROMPT.replace("{neighbours}", " ".join(nearest[:count])) for count in range(1, 5)}
     assert set(prompts) == expected
-    assert told(tokenizer, batch, 0, batch.foretold) == f" {CAPTIONS[3]}{tokenizer.eos_token}"
+    assert told(tokenizer, batch, 0, batch.loss_mask) == f" {CAPTIONS[3]}{tokenizer.eos_token}"
 
 
 def test_the_query_is_the_mean_of_the_captions_of_an_image(examples, tokenizer):
@@ -97,7 +97,7 @@ def test_a_datastore_of_its_own_size_is_drawn_for_each_step(examples, tokenizer)
 
 def test_with_learn_prompt_the_prompt_is_foretold_too(examples, tokenizer):
     batch = recap(examples, tokenizer, learn_prompt=True).make(np.array([3]), slice(0, 1), np.random.default_rng(0))
-    assert batch.foretold.all() and batch.begins[0] > 0
+    assert batch.loss_mask.all() and batch.begins[0] > 0
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning(tokenizer):

@@ -103,7 +103,7 @@ def test_a_loop_that_was_stopped_goes_on_along_the_same_losses(tmp_path, trainab
     step = broken._step
 
     def dying(model, numbers):
-        if broken.standing.step == 5:
+        if broken.state.step == 5:
             raise KeyboardInterrupt
         step(model, numbers)
 
@@ -135,7 +135,7 @@ def test_the_learning_rate_is_that_of_transformers_linear_schedule():
 
 
 def test_a_batch_is_cut_by_rows():
-    begins, foretold = torch.zeros(3, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool)
-    batch = Batch(None, torch.arange(6).view(3, 2), begins, foretold)
+    begins, loss_mask = torch.zeros(3, dtype=torch.long), torch.ones(3, 2, dtype=torch.bool)
+    batch = Batch(None, torch.arange(6).view(3, 2), begins, loss_mask)
     assert batch[slice(1, 3)].tokens.tolist() == [[2, 3], [4, 5]]
     assert len(batch[slice(2, 2)]) == 0

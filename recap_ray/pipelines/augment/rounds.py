@@ -1,7 +1,7 @@
-"""One round of the datastore-augmentation loop: the other jobs, run one after another in folders of their own.
+"""A round of the datastore-augmentation loop: the other jobs, run in sequence, each in its own folder.
 
-Every job goes on by itself after a stop. What a step makes is taken as it is if it is finished; a step that has to be
-done (again) takes everything that an earlier session made after it along, for that was made from something else.
+Each job resumes after a stop. The output of a finished step is reused; a step that has to be run (again) also deletes
+the rounds and outputs that an earlier run created after it, since they were made from other inputs.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ SCORED_COLUMNS = ["key", "source", "caption", "aligned_clip_score"]
 
 
 class TooManyErrors(RecapRayError):
-    """More of a round's images could not be captioned than --max-error-rate allows."""
+    """Error for a round in which a larger share of images has errors than --max-error-rate allows."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """A finished round: the index and alignment that it validated, the pairs of its fit, and its report."""
+    """Finished round: the index and alignment that it validated, the pairs of its fit, and its report."""
 
     index: Path
     alignment: Path
@@ -53,7 +53,7 @@ class Round:
 
     @property
     def number(self) -> int:
-        """0 before any augmentation."""
+        """Number of the round, 0 without augmentation."""
         return self.report["round"]
 
     @property
@@ -69,25 +69,25 @@ class Round:
 
 @dataclass
 class Loop:
-    """What all rounds have in common; `first` and `following` do a round, or what is missing of it."""
+    """State shared by all rounds; `run_first` and `run_next` run a round, or its missing steps."""
 
     folder: Path
     settings: AugmentIndexSettings
     training: pa.Table
     validation: pa.Table
-    number: int = 0  # of the round at work
-    redone: bool = False  # a step was done in this session: nothing after it holds any more
+    number: int = 0  # of the current round
+    redone: bool = False  # a step was run in this session, so later outputs are outdated
 
-    def first(self) -> Round:
-        """Round 0: the given index, and a map fitted on the given pairs."""
+    def run_first(self) -> Round:
+        """Run round 0: the initial index, and an alignment fitted on the training pairs."""
         started, folder = monotonic(), self.folder / "round-0"
         self.step(self.folder / "validation.parquet", lambda path: write_table(path, self.validation))
         self.step(folder / "pairs.parquet", lambda path: write_table(path, fit_table(self.training)))
         index = Path(self.settings.index).expanduser().resolve()
-        return self.validated(0, index, started, {"threshold": None, "captioned": 0, "kept": 0, "own_captions": 0})
+        return self.validate_round(0, index, started, {"threshold": None, "captioned": 0, "kept": 0, "own_captions": 0})
 
-    def following(self, before: Round) -> Round | None:
-        """The round after `before`, or None if no caption of it was kept."""
+    def run_next(self, before: Round) -> Round | None:
+        """Run the round after `before`; return None if none of its captions was kept."""
         number, started, settings = before.number + 1, monotonic(), self.settings
         self.number = number
         folder = self.folder / f"round-{number}"
@@ -97,7 +97,7 @@ class Loop:
             flush=True,
         )
         self.step(folder / "images.parquet", lambda path: write_table(path, images))
-        self.captioned(folder / "images.parquet", folder / "training", before.index, before.alignment)
+        self.caption_images(folder / "images.parquet", folder / "training", before.index, before.alignment)
         rows = read_rows(folder / "training", SCORED_COLUMNS)
         kept, threshold = keep_captions(rows, settings)
         if not len(kept):
@@ -109,32 +109,32 @@ class Loop:
         written = len(rows) - rows["caption"].null_count
         own = count_own_captions(kept, self.training)
         counts = {"threshold": threshold, "captioned": written, "kept": len(kept), "own_captions": own}
-        return self.validated(number, folder / "index", started, counts)
+        return self.validate_round(number, folder / "index", started, counts)
 
-    def validated(self, number: int, index: Path, started: float, counts: dict[str, Any]) -> Round:
-        """Fits on the round's pairs, captions the validation images, scores them and writes round.json."""
+    def validate_round(self, number: int, index: Path, started: float, counts: dict[str, Any]) -> Round:
+        """Fit on the pairs of the round, caption and score the validation images, and write round.json."""
         folder, references = self.folder / f"round-{number}", self.folder / "validation.parquet"
         pairs, alignment, scores = folder / "pairs.parquet", folder / "alignment", folder / "scores.json"
         self.step(alignment, lambda path: fit_alignment(self.fit(pairs, path)))
-        self.captioned(references, folder / "validation", index, alignment)
+        self.caption_images(references, folder / "validation", index, alignment)
         self.step(scores, lambda path: evaluate(self.evaluation(folder / "validation", references, path)))
 
         def report(path: Path) -> None:
-            found = read_json(scores, "the round's scores")
+            measured = read_json(scores, "the round's scores")
             rows = read_json(index / "index.json", "the round's index")["rows"]
             before = rows
             if number:
                 before = read_json(self.folder / f"round-{number - 1}" / "round.json", "the round before")["index_rows"]
             size = {"new_in_index": rows - before, "index_rows": rows}
-            measured = {"retrieval": found["retrieval"], "metrics": found["metrics"]}
+            metrics = {"retrieval": measured["retrieval"], "metrics": measured["metrics"]}
             seconds = round(monotonic() - started, 1)  # of the session that finished the round
-            write_json(path, {"round": number, **counts, **size, **measured, "seconds": seconds})
+            write_json(path, {"round": number, **counts, **size, **metrics, "seconds": seconds})
 
         self.step(folder / "round.json", report)
         return Round(index, alignment, pairs, read_json(folder / "round.json", "the round's report"))
 
     def step(self, output: Path, do: Callable[[Path], object]) -> None:
-        """Makes `output`, a file or the folder of a run, unless it is there and holds."""
+        """Create `output`, a file or the folder of a run, unless it exists and is up to date."""
         finished = output if output.suffix else output / "_SUCCESS"
         if finished.exists() and not self.redone:
             return
@@ -147,8 +147,8 @@ class Loop:
         self.redone = True
         do(output)
 
-    def captioned(self, images: Path, output: Path, index: Path, alignment: Path) -> None:
-        """Captions images; raises TooManyErrors, however often it is run, if too many of them have none."""
+    def caption_images(self, images: Path, output: Path, index: Path, alignment: Path) -> None:
+        """Caption images; raise TooManyErrors, also on a rerun, if too many of them have errors."""
         paths = {"images": str(images), "index": str(index), "alignment": str(alignment)}
         self.step(output, lambda path: caption(caption_settings(self.settings, output=str(path), **paths)))
         summary = read_json(output / "summary.json", "the round's captions")
@@ -156,11 +156,11 @@ class Loop:
             raise TooManyErrors(
                 f"{summary['images'] - summary['captioned']} of {summary['images']} images of {output} have no caption "
                 f"({', '.join(summary['errors'])}), more than --max-error-rate {self.settings.max_error_rate} allows: "
-                "mend the images, or allow more"
+                "repair the images, or allow more"
             )
 
     def extension(self, before: Round, folder: Path, output: Path) -> BuildIndexSettings:
-        """How the kept captions of a round join the index of the round before."""
+        """Return the settings that add the kept captions of a round to the index of the previous round."""
         return BuildIndexSettings(
             captions=str(folder / "synthetic.parquet"),
             extend=str(before.index),
@@ -173,13 +173,13 @@ class Loop:
         )
 
     def fit(self, pairs: Path, output: Path) -> FitAlignmentSettings:
-        """How the map of a round is fitted."""
+        """Return the settings that fit the alignment of a round."""
         names = ("clip", "part_rows", "device", "precision", "max_image_bytes", "max_image_pixels")
         shared = {name: getattr(self.settings, name) for name in names}
         return FitAlignmentSettings(pairs=str(pairs), output=str(output), **shared, **self.ray_settings)
 
     def evaluation(self, captions: Path, references: Path, output: Path) -> EvaluateSettings:
-        """How a round's validation captions are scored."""
+        """Return the settings that score the validation captions of a round."""
         return EvaluateSettings(
             captions=str(captions),
             references=str(references),
@@ -193,16 +193,16 @@ class Loop:
 
     @property
     def ray_settings(self) -> dict[str, Any]:
-        """What every job is told of the machine."""
+        """Settings of the machine, shared by all jobs."""
         return {field.name: getattr(self.settings, field.name) for field in fields(RaySettings)}
 
 
 def caption_settings(settings: AugmentIndexSettings, **paths: Any) -> CaptionSettings:
-    """Settings that caption as the loop was told to."""
+    """Return caption settings with the generation settings of the loop."""
     shared = {field.name: getattr(settings, field.name) for field in fields(DecodingSettings)}
     return CaptionSettings(**shared, **paths)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Writes a Parquet file, whole or not at all."""
+    """Write a Parquet file atomically."""
     commit(path, lambda temporary: pq.write_table(table, temporary))

@@ -1,4 +1,4 @@
-"""The life of an image as a Ray Data chain: parts of a manifest -> pixels -> captions -> one Parquet file a part.
+"""Data flow of captioning as a Ray Data chain: parts of a manifest -> pixels -> captions -> one Parquet file per part.
 
 No torch.
 """
@@ -17,7 +17,7 @@ from recap_ray.captioners.rows import caption_rows
 from recap_ray.inputs.finding import Container
 from recap_ray.pipelines.caption.part_io import ContainerIndexer, PartWriter, container_item
 from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage
-from recap_ray.pipelines.failures import STOPPED, failed, guarded
+from recap_ray.pipelines.failures import STOPPED, capture_failures, failed
 from recap_ray.pipelines.loading import ImageLoader
 from recap_ray.pipelines.part_reader import PartReader, part_items
 from recap_ray.runs.parts import Part
@@ -25,15 +25,15 @@ from recap_ray.runs.run import Run
 from recap_ray.storage.paths import storage_options
 from recap_ray.timing.stage_times import StageClock
 
-if TYPE_CHECKING:  # what a captioner needs is loaded with it, by the actors alone
+if TYPE_CHECKING:  # the dependencies of a captioner are imported only by the actors
     from recap_ray.captioners.base import Captioner
 
-PARTS_A_BLOCK = 1000
+PARTS_PER_BLOCK = 1000
 
 
 @dataclass(frozen=True)
 class CaptionStages:
-    """The stages of a run, to be chained for whichever parts are to be captioned."""
+    """Stages of a run, which can be chained for any parts."""
 
     run: Run
     loader: ImageLoader
@@ -44,11 +44,11 @@ class CaptionStages:
 
     @property
     def manifests(self) -> Path:
-        """The folder of manifests."""
+        """Folder of manifests."""
         return self.run.folder / "plan"
 
     def chain(self, parts: list[Part], containers: list[Container], isolated: bool = False) -> ray.data.Dataset:
-        """One row of report for each part, of those given and of those that the containers turn out to hold.
+        """Return a dataset with one report row per part: of `parts`, and of the parts found in `containers`.
 
         Each part enters as one block and leaves as one row. Containers are indexed while parts are captioned.
         `isolated` decodes in child processes.
@@ -67,12 +67,12 @@ class CaptionStages:
         )
 
     def _parts(self, parts: list[Part], containers: list[Container]) -> ray.data.Dataset:
-        """One row and one block a part.
+        """Return one row and one block per part.
 
-        Parts that are known go in many to a block, and are taken apart on the way: what the driver holds of a billion
-        images is then a list of names.
+        Known parts are sent many to a block and split later, so that for a billion images the driver holds only a list
+        of names.
         """
-        known = [part_items(parts[i : i + PARTS_A_BLOCK]) for i in range(0, len(parts), PARTS_A_BLOCK)]
+        known = [part_items(parts[i : i + PARTS_PER_BLOCK]) for i in range(0, len(parts), PARTS_PER_BLOCK)]
         indexer = ContainerIndexer(self.manifests, self.part_rows, storage_options(), self.stop_file)
         return (
             ray.data.from_arrow(known + [container_item(container) for container in containers])
@@ -82,32 +82,32 @@ class CaptionStages:
 
 
 class CaptionActor(ModelActor):
-    """Holds one captioner with its models; captions the images of a block that could be decoded."""
+    """Actor with one captioner and its models, which captions the decoded images of a block."""
 
-    @guarded
+    @capture_failures
     def __call__(self, batch: dict[str, Any]) -> Any:
-        """What `process` makes of the block, or the failure of its part."""
+        """Return the result of `process` for the block, or the failure of its part."""
         return super().__call__(batch)
 
     def load(self, captioner: Captioner, stop_file: Path) -> None:
-        """Loads the models."""
+        """Load the models."""
         captioner.load()
         self.captioner = captioner
         self.stop_file = stop_file
         self.idle_since: float | None = None
 
     def process(self, batch: dict[str, Any]) -> Any:
-        """The output rows of a block: decoded images captioned, the others with their error.
+        """Return the output rows of a block: captions of decoded images, errors of the others.
 
-        A part that was read before the run was to end is not captioned: many small ones are read ahead.
+        After a stop request, parts that were read ahead are not captioned; small parts are read ahead in large numbers.
         """
         if self.stop_file.exists():
             return failed(batch["part"][0], STOPPED)
         clock = StageClock(batch["times"][0])
         clock.arrived("decoded")
-        if self.idle_since is not None:  # the first part had to wait for the models, not they for it
+        if self.idle_since is not None:  # not for the first part, which waited for the models
             clock.seconds["actors"] += perf_counter() - self.idle_since
         rows = caption_rows(self.captioner, batch, clock)
         rows = rows.append_column("part", pa.array(list(batch["part"]), pa.string()))
         self.idle_since = perf_counter()
-        return rows.append_column("times", pa.array([clock.carried()] * len(rows)))
+        return rows.append_column("times", pa.array([clock.to_json()] * len(rows)))

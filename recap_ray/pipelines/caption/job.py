@@ -1,10 +1,10 @@
-"""Caption images: what --images holds and no part has yet, in as many tries as it takes.
+"""Caption the images of --images that have no row yet, in up to MAX_ATTEMPTS attempts.
 
 O/plan/plan-<id>-<rows>x<part rows>.parquet    which image is in which part (parts.py)
 O/captions/part-<id>-<number>.parquet          rows of schema.CAPTION_SCHEMA, fingerprint in the footer
-O/captions/pack-<id>.parquet                   many such parts in one file, where compact merged them (packs.py)
+O/captions/pack-<id>.parquet                   many such parts in one file, merged by compact (packs.py)
 O/reports/part-<id>-<number>.json              rows, errors by code and seconds by stage of the part
-O/failures/part-<id>-<number>.txt              why a part could not be captioned; gone when it could
+O/failures/part-<id>-<number>.txt              why a part could not be captioned; removed once it could
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from recap_ray.pipelines.caption.chain import CaptionStages
 from recap_ray.pipelines.caption.part_io import STOP_FILE
 from recap_ray.pipelines.caption.pending import Work, find_work
 from recap_ray.pipelines.caption.results import Tally, finish
-from recap_ray.pipelines.caption.stalls import Stalled, noticing_stalls
-from recap_ray.pipelines.cluster import mistake_within, model_actors, ray_session, workers_of
-from recap_ray.pipelines.failures import FAILURE, MISTAKE, STOPPED
+from recap_ray.pipelines.caption.stalls import Stalled, detect_stalls
+from recap_ray.pipelines.cluster import find_user_error, model_actors, ray_session, workers_of
+from recap_ray.pipelines.failures import FAILURE, STOPPED, USER_ERROR
 from recap_ray.pipelines.index.serve import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
 from recap_ray.runs.parts import finished_parts, manifests_in, parts_of
@@ -40,37 +40,38 @@ from recap_ray.settings import CaptionSettings
 from recap_ray.storage.paths import commit, storage_path
 from recap_ray.timing.forecast_file import read_forecast
 
-PATHS = ("images", "index", "decoder", "alignment")  # kept absolute in run.json: evaluate opens them from elsewhere
+# Stored as absolute paths in run.json: evaluate opens them from other folders.
+PATHS = ("images", "index", "decoder", "alignment")
 
-# A part that failed is tried again with its pictures decoded in isolation, which finds the one that kills its process;
-# and once more, for what was the fault of a machine.
-TRIES = 3
-LOST_AT_MOST = 32  # parts that kill their process; then a try ends, which could otherwise take days to fail with all
-HOPELESS = 8  # parts that failed while none was captioned: it is not the pictures
+# A failed part is retried with its images decoded in isolation, which identifies an image that kills its process; and
+# once more, for machine failures.
+MAX_ATTEMPTS = 3
+MAX_LOST_BLOCKS = 32  # parts that kill their process; then an attempt ends instead of failing for days
+ABORT_AFTER_FAILURES = 8  # failed parts without any captioned one: the cause is not the images
 
 
 def caption(settings: CaptionSettings) -> int:
-    """Captions every image that has no row yet, by the method that the settings name; returns the exit code."""
+    """Caption every image that has no row yet with the method of the settings; return the exit code."""
     settings = settings.resolved()
     return caption_with(make_captioner(settings), settings)
 
 
 def caption_with(
-    captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels, found: Input | None = None
+    captioner: Captioner, settings: CaptionSettings, decoder: Decoder = decode_pixels, image_input: Input | None = None
 ) -> int:
-    """As `caption`, with any captioner and any decoder of pictures, and of what --images names what was `found`."""
+    """Caption as `caption` does, with any captioner and decoder; `image_input` replaces the search for --images."""
     forecast = read_forecast(settings.plan) if settings.plan else None
-    found = found or find_input(settings.images)
+    image_input = image_input or find_input(settings.images)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     absolute = {name: str(storage_path(path, f"--{name}")) for name in PATHS if (path := getattr(settings, name))}
     shaping = {"images": absolute["images"], **captioner.identity, "limits": asdict(limits)}
     run = open_run(settings.output, "caption", shaping, asdict(settings) | absolute)
     tally = Tally()
     with run.at_work(tally.state):
-        work = find_work(run, found, settings)
+        work = find_work(run, image_input, settings)
         with work.progress() as tally.progress:
             if work.containers:
-                tally.recount = lambda: estimate_rows(found.containers, manifests_in(run.folder / "plan"))
+                tally.recount = lambda: estimate_rows(image_input.containers, manifests_in(run.folder / "plan"))
             if work:
                 run.reopen()
                 loader = ImageLoader(captioner.preparer, limits, decoder)
@@ -82,91 +83,91 @@ def caption_with(
 def open_stages(
     run: Run, loader: ImageLoader, captioner: Captioner, settings: CaptionSettings, work: Work
 ) -> Iterator[CaptionStages]:
-    """The stages in a session of Ray, on the nodes that are there now."""
-    with ray_session(settings), losing_blocks(), stopping(run.folder / STOP_FILE) as stop_file:
-        actors = model_actors(settings.actor_range, settings.device, work.most_parts(settings.part_rows))
-        with shared_index(captioner, settings.index_search, actors.most):
+    """Start a Ray session and yield the stages, for the current nodes."""
+    with ray_session(settings), tolerate_lost_blocks(), stop_on_sigterm(run.folder / STOP_FILE) as stop_file:
+        actors = model_actors(settings.actor_range, settings.device, work.max_parts(settings.part_rows))
+        with shared_index(captioner, settings.index_search, actors.max_size):
             yield CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file)
 
 
 def caption_all(opened: Callable[[Work], AbstractContextManager[CaptionStages]], work: Work, tally: Tally) -> None:
-    """Tries what there is to do, and then again what failed, in isolation.
+    """Caption all pending parts, and retry failed ones in isolation.
 
-    Each try has a session of Ray of its own: actors that wait for a block of a dead node keep their GPUs for as long as
-    the session lasts.
+    Each attempt has its own Ray session: actors that wait for a block of a dead node hold their GPUs until the session
+    ends.
     """
-    tried = 0
-    while tried < TRIES:
+    attempts = 0
+    while attempts < MAX_ATTEMPTS:
         with opened(work) as stages:
-            tally.actors = stages.actors.most
-            accident = caption_once(stages.chain(work.parts, work.containers, isolated=tried > 0), tally)
+            tally.actors = stages.actors.max_size
+            chain_error = caption_once(stages.chain(work.parts, work.containers, isolated=attempts > 0), tally)
             tally.workers = workers_of(stages.actors)
         if tally.stopped:
             break
-        stalled = isinstance(accident, Stalled)
-        tried += not stalled
+        stalled = isinstance(chain_error, Stalled)
+        attempts += not stalled
         manifests, done = manifests_in(stages.manifests), finished_parts(stages.run.folder / "captions")
         containers = compare_containers(work.containers, manifests).containers
         parts = [part for part in parts_of(manifests) if part.name not in done]
         work = replace(work, parts=parts, containers=containers)
-        # After an accident the other parts did not fail: they were not reached.
-        killed = "" if accident else "its process was killed; no traceback"
+        # After a chain error the other parts did not fail: they were not reached.
+        killed = "" if chain_error else "its process was killed; no traceback"
         names = [*(part.name for part in parts), *(str(container.path) for container in containers)]
         reasons = {name: tally.failures.get(name, killed) for name in names}
-        tally.failures = {name: why for name, why in reasons.items() if why}
+        tally.failures = {name: reason for name, reason in reasons.items() if reason}
         if not work:
             break
-        left = f"{len(parts) + len(containers):,} parts"
+        remaining = f"{len(parts) + len(containers):,} parts"
         if stalled:
-            print(f"caption: {accident}: {left} go on with the nodes that are there", flush=True)
+            print(f"caption: {chain_error}: {remaining} continue on the remaining nodes", flush=True)
             continue
-        if accident:
-            print(f"caption: Ray gave up ({type(accident).__name__}: {first_line(accident)})", flush=True)
-        if not tally.images and len(parts) >= HOPELESS:
+        if chain_error:
+            print(f"caption: Ray gave up ({type(chain_error).__name__}: {first_line(chain_error)})", flush=True)
+        if not tally.images and len(parts) >= ABORT_AFTER_FAILURES:
             break
-        if tried < TRIES:
-            what = "were not reached" if accident else "failed"
-            print(f"caption: {left} {what} and are tried again in isolation", flush=True)
+        if attempts < MAX_ATTEMPTS:
+            outcome = "were not reached" if chain_error else "failed"
+            print(f"caption: {remaining} {outcome} and are retried in isolation", flush=True)
 
 
 def caption_once(reports: Any, tally: Tally) -> Exception | None:
-    """Runs a chain and adds up its reports; gives what ended it too early, if something did: a node died and left it
-    waiting (Stalled), too many processes were killed, or something broke in Ray. What is done is done.
+    """Run a chain and add up its reports; return the exception that ended it early, if any.
 
-    Raises UserError for a mistake that an actor met.
+    Causes: a dead node that it waited for (Stalled), too many killed processes, or an error in Ray. Finished parts stay
+    finished. Raises UserError for a user error in an actor.
     """
     try:
-        with noticing_stalls() as moved:
+        with detect_stalls() as moved:
             for report in reports.iter_rows():
                 moved()
                 add_report(report, tally)
     except UserError:
         raise
     except Exception as error:
-        if mistake := mistake_within(error):
-            raise mistake from None
+        if user_error := find_user_error(error):
+            raise user_error from None
         return error
     return None
 
 
 def add_report(report: dict[str, Any], tally: Tally) -> None:
-    """Adds what came out of a chain for one part: its report, or why it failed."""
-    why = report.get(FAILURE)
-    if not why:
+    """Add the result of a chain for one part: its report, or its failure."""
+    reason = report.get(FAILURE)
+    if not reason:
         tally.add(report)
-    elif why.startswith(MISTAKE):  # it would befall all parts
-        raise UserError(why.removeprefix(MISTAKE))
-    elif why == STOPPED:
+    elif reason.startswith(USER_ERROR):  # the same error would occur for every part
+        raise UserError(reason.removeprefix(USER_ERROR))
+    elif reason == STOPPED:
         tally.stopped = True
     else:
-        tally.failures[report["part"]] = why
+        tally.failures[report["part"]] = reason
 
 
 @contextmanager
-def losing_blocks() -> Iterator[None]:
-    """A block whose process dies again and again is dropped, and the others go on: its part is seen to be missing."""
+def tolerate_lost_blocks() -> Iterator[None]:
+    """Drop blocks whose process dies repeatedly and continue with the others; their parts are found missing later."""
     context = DataContext.get_current()
-    before, context.max_errored_blocks = context.max_errored_blocks, LOST_AT_MOST
+    before, context.max_errored_blocks = context.max_errored_blocks, MAX_LOST_BLOCKS
     try:
         yield
     finally:
@@ -174,16 +175,16 @@ def losing_blocks() -> Iterator[None]:
 
 
 @contextmanager
-def stopping(stop_file: Path) -> Iterator[Path]:
-    """SIGTERM lets the parts under way be finished and begins no more; so does making the file by hand."""
+def stop_on_sigterm(stop_file: Path) -> Iterator[Path]:
+    """Stop gracefully on SIGTERM or when the file is created: finish the parts in progress and start no more."""
     stop_file.unlink(missing_ok=True)
 
     def stop(*_: Any) -> None:
-        print("caption: stopping after the parts under way", flush=True)
+        print("caption: stopping after the parts in progress", flush=True)
         try:
             commit(stop_file, lambda path: path.touch())
-        except Exception as error:  # it may interrupt anything: what was waited for goes on
-            print(f"caption: {stop_file} could not be written ({first_line(error)}): it does not stop", flush=True)
+        except Exception as error:  # a signal may interrupt any call, which has to continue
+            print(f"caption: {stop_file} could not be written ({first_line(error)}): not stopping", flush=True)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop_file

@@ -1,4 +1,4 @@
-"""The last stage of captioning, and the planning of containers on the way: Parquet files out of captioned parts.
+"""Last stage of captioning, which writes a Parquet file per part, and the indexing of containers.
 
 No torch.
 """
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from recap_ray.inputs.finding import Container
 from recap_ray.inputs.manifests import index_container
 from recap_ray.pipelines.caption.prometheus import count_part
-from recap_ray.pipelines.failures import STOPPED, guarded, reason_of
+from recap_ray.pipelines.failures import STOPPED, capture_failures, reason_of
 from recap_ray.pipelines.part_reader import ITEM_SCHEMA, part_items
 from recap_ray.runs.run import Run
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
@@ -25,23 +25,23 @@ from recap_ray.storage.files import write_json
 from recap_ray.storage.paths import commit, storage_path
 from recap_ray.timing.stage_times import StageClock
 
-STOP_FILE = ".stop"  # where it lies in the run's folder no more parts are begun
+STOP_FILE = ".stop"  # while it exists in the run's folder no more parts are started
 
 
 def container_item(container: Container) -> pa.Table:
-    """A container as a row, which becomes its parts."""
+    """Return a container as a row, which is later replaced by its parts."""
     row = {"path": str(container.path), "bytes": container.bytes, "stamp": container.stamp}
     return pa.Table.from_pylist([row], ITEM_SCHEMA)
 
 
-def failed_item(name: str, why: str) -> pa.Table:
-    """A part or container that cannot be begun, as a row that goes through the chain in its place."""
-    return pa.Table.from_pylist([{"part": name, "why": why}], ITEM_SCHEMA)
+def failed_item(name: str, reason: str) -> pa.Table:
+    """Return the row that replaces a part or container that cannot be started."""
+    return pa.Table.from_pylist([{"part": name, "why": reason}], ITEM_SCHEMA)
 
 
 @dataclass(frozen=True)
 class ContainerIndexer:
-    """Indexes a tar or Parquet file; lets parts that are known go by."""
+    """Stage that indexes a tar or Parquet file, and passes known parts through."""
 
     folder: Path  # of manifests
     part_rows: int
@@ -49,7 +49,7 @@ class ContainerIndexer:
     stop_file: Path
 
     def __call__(self, items: pa.Table) -> pa.Table:
-        """The container's parts, none where it holds no image; or why there are none, as if it was a part."""
+        """Return the parts of the container, none without images; or its failure, as that of a part."""
         first = items.slice(0, 1).to_pylist()[0]
         if first["path"] is None:
             return items
@@ -64,13 +64,13 @@ class ContainerIndexer:
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Writes the block of a part as its Parquet file, whole or not at all, and reports on it."""
+    """Stage that writes the block of a part as its Parquet file, atomically, and reports on it."""
 
     run: Run
 
-    @guarded
+    @capture_failures
     def __call__(self, table: pa.Table) -> pa.Table:
-        """One row of report for the part: its name, rows, errors by code (JSON) and times."""
+        """Return one report row for the part: its name, rows, errors by code (JSON) and times."""
         name, clock = table["part"][0].as_py(), StageClock(table["times"][0].as_py())
         clock.arrived("captioned")
         rows = table.select(CAPTION_SCHEMA.names).cast(CAPTION_SCHEMA)
@@ -78,9 +78,9 @@ class PartWriter:
         errors = Counter(error_code(error) for error in rows["error"].drop_null().to_pylist())
         report = {"part": name, "rows": len(rows), "errors": dict(errors), "seconds": dict(clock.seconds)}
         with clock.stage("write"):
-            # The report first: every part that is there has one, whenever we are killed.
+            # The report first: then every existing part has one, even after a kill.
             write_json(self.run.folder / "reports" / f"{name}.json", report)
             commit(self.run.folder / "captions" / f"{name}.parquet", lambda path: pq.write_table(rows, path))
         count_part(len(rows), errors, clock.seconds)
-        told = {"part": [name], "rows": [len(rows)], "errors": [json.dumps(errors)], "times": [clock.carried()]}
-        return pa.table(told)
+        columns = {"part": [name], "rows": [len(rows)], "errors": [json.dumps(errors)], "times": [clock.to_json()]}
+        return pa.table(columns)

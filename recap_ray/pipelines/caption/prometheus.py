@@ -1,12 +1,12 @@
-"""What a run tells Ray's metrics port, for Prometheus and whoever watches a cluster: counted where parts are written.
+"""Metrics of a run on Ray's metrics port, for Prometheus and other monitoring; counted where parts are written.
 
     ray_recap_ray_images_total                     images that have a row
     ray_recap_ray_captions_total                   of them, those with a caption
     ray_recap_ray_errors_total{code}               and those with an error
-    ray_recap_ray_stage_seconds{stage}             histogram of the seconds that a part took a stage
+    ray_recap_ray_stage_seconds{stage}             histogram of the seconds of a part in a stage
 
-Ray begins the names with `ray_`. A part that is written twice (after a fault) is counted twice: the truth is in the
-reports beside the parts.
+Ray adds the prefix `ray_`. A part that is written twice (after a failure) is counted twice; the exact counts are in the
+reports of the parts.
 No torch.
 """
 
@@ -21,7 +21,7 @@ BOUNDARIES = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0]  # secon
 
 
 def count_part(rows: int, errors: Mapping[str, int], seconds: Mapping[str, float]) -> None:
-    """Adds a part that was just written: its rows, errors by code and seconds by stage."""
+    """Count a part that was just written: its rows, errors by code and seconds by stage."""
     metrics = _metrics()
     metrics.images.inc(rows)
     metrics.captions.inc(rows - sum(errors.values()))

@@ -1,8 +1,8 @@
-"""What came of a session of captioning: the reports of its parts added up, and the end of a run made of them.
+"""Results of a captioning session: the sums of its parts' reports, and the final files of a run.
 
-O/summary.json    counts of all sessions (runs/summary.py); rates and stage times of the last one, its forecast
+O/summary.json    counts of all sessions (runs/summary.py); rates, stage times and forecast of the last one
 O/failures/       why parts could not be captioned
-O/_SUCCESS        all is done
+O/_SUCCESS        every part is finished
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from recap_ray.settings import CaptionSettings
 from recap_ray.storage.files import read_json
 from recap_ray.storage.paths import commit, names_in, sizes_in
 from recap_ray.timing.forecast import Workers
-from recap_ray.timing.forecast_file import SavedForecast, Took, beside_forecast
+from recap_ray.timing.forecast_file import ActualRun, SavedForecast, compare_with_forecast
 from recap_ray.timing.progress import Progress
 from recap_ray.timing.stage_times import RunTimes, StageClock, summarise_times, times_table
 
-RECOUNT_S = 5.0  # after which the images are counted that were found by then
+RECOUNT_S = 5.0  # after which the images found so far are counted again
 
 
 @dataclass
 class Tally:
-    """What the reports of parts add up to in this session."""
+    """Sums of the reports of this session's parts."""
 
-    progress: Progress | None = None  # known when there is work
+    progress: Progress | None = None  # set if there is work
     times: RunTimes = field(default_factory=RunTimes)
     counts: Counts = field(default_factory=Counts)
-    failures: dict[str, str] = field(default_factory=dict)  # part -> why, at its last try
+    failures: dict[str, str] = field(default_factory=dict)  # part -> reason, in its last attempt
     stopped: bool = False
     actors: int = 0
-    workers: Workers | None = None  # that were there at the end of the last try
-    recount: Callable[[], tuple[int, bool] | None] | None = None  # images there are, and whether that is exact
+    workers: Workers | None = None  # at the end of the last attempt
+    recount: Callable[[], tuple[int, bool] | None] | None = None  # number of images, and whether it is exact
     recount_s: float = RECOUNT_S
-    first_s: float = 0.0  # seconds until the first part was done: models have to be loaded
+    first_s: float = 0.0  # seconds until the first part was finished: models have to be loaded
 
     def add(self, report: Mapping[str, Any]) -> None:
-        """Adds the report of a captioned part."""
+        """Add the report of a captioned part."""
         times, errors = StageClock(report["times"]), json.loads(report["errors"])
         self.counts.add(report["rows"], errors, times.seconds)
         self.times.add(times, report["rows"])
@@ -57,12 +57,14 @@ class Tally:
 
     @property
     def images(self) -> int:
-        """Captioned in this session, or found to be bad."""
+        """Number of images with a row from this session, errors included."""
         return self.counts.images
 
     def _recount(self, progress: Progress) -> None:
-        """Tars and tables are planned while others are captioned: the plans that are there tell how many images there
-        will be. Listed ever more seldom, for there may be a hundred thousand."""
+        """Estimate the number of images from the manifests so far, since containers are indexed during captioning.
+
+        Listed with exponentially increasing intervals, as there may be a hundred thousand manifests.
+        """
         if not self.recount or progress.seconds < self.recount_s:
             return
         self.recount_s = 2 * progress.seconds
@@ -71,12 +73,12 @@ class Tally:
             self.recount = None if expected[1] else self.recount
 
     def state(self) -> Mapping[str, Any]:
-        """How far it is, for people to see."""
+        """Return the progress for the heartbeat."""
         return self.progress.state() if self.progress else {}
 
 
 def finish(run: Run, tally: Tally, settings: CaptionSettings, forecast: SavedForecast | None = None) -> int:
-    """Write summary.json, with the figures of `forecast` beside the run's, and _SUCCESS if every part is there.
+    """Write summary.json, with the figures of `forecast` beside the run's, and _SUCCESS if every part is finished.
 
     Return the exit code.
     """
@@ -86,7 +88,7 @@ def finish(run: Run, tally: Tally, settings: CaptionSettings, forecast: SavedFor
     path = run.folder / "summary.json"
     before = read_json(path, "the summary in --output") if path.exists() else {}
     summary = before | count_all(run.folder, before, tally.counts, finished).as_json()
-    if tally.images and (progress := tally.progress):  # of the last session that had something to do
+    if tally.images and (progress := tally.progress):  # of the last session with any work
         rate = {
             "seconds": round(progress.seconds, 1),
             "seconds_to_first_part": round(tally.first_s, 1),
@@ -98,7 +100,7 @@ def finish(run: Run, tally: Tally, settings: CaptionSettings, forecast: SavedFor
         if forecast and tally.workers:
             written = output_bytes(run.folder) * tally.images / summary["images"]  # earlier sessions wrote the others
             took = (tally.images, progress.seconds, settings.part_rows, written, times["bottleneck"], tally.workers)
-            summary["planned"] = beside_forecast(forecast, Took(*took))
+            summary["planned"] = compare_with_forecast(forecast, ActualRun(*took))
         print(times_table(times))
     if summary != before:
         run.write("summary.json", summary)
@@ -107,12 +109,13 @@ def finish(run: Run, tally: Tally, settings: CaptionSettings, forecast: SavedFor
     for code, count in sorted(summary["errors"].items()):
         print(f"  {code}: {count:,}")
     if tally.stopped:
-        print("stopped; the same command goes on from here")
+        print("stopped; run the same command again to resume")
         return 1
     if missing or tally.failures:
         failed = f"{len(tally.failures):,} parts failed: see {run.folder}/failures"
-        left = len(missing - tally.failures.keys())
-        print(f"{failed}{f', {left:,} were not reached' if left else ''}; the same command tries only those again")
+        unreached = len(missing - tally.failures.keys())
+        suffix = f", {unreached:,} were not reached" if unreached else ""
+        print(f"{failed}{suffix}; run the same command again to retry only those")
         return 1
     run.succeed()
     if errors > settings.max_error_rate * summary["images"]:
@@ -122,24 +125,27 @@ def finish(run: Run, tally: Tally, settings: CaptionSettings, forecast: SavedFor
 
 
 def output_bytes(folder: Path) -> int:
-    """Of all files that grow with the images."""
+    """Return the size of all files that grow with the number of images."""
     return sum(sum(sizes_in(folder / name).values()) for name in ("plan", "captions", "reports"))
 
 
 def report_failures(run: Run, tally: Tally, missing: Collection[str]) -> None:
-    """Leaves a file for each part that failed in the end, and prints the first. A session that was stopped leaves those
-    of an earlier one whose parts are still `missing`: it may not have come to them."""
+    """Write a file for each failed part, and print the first one.
+
+    A stopped session keeps the files of an earlier one whose parts are still `missing`, as it may not have reached
+    them.
+    """
     folder = run.folder / "failures"
     for name in names_in(folder, suffix=".txt"):
         if not tally.stopped or name.removesuffix(".txt") not in missing:
             (folder / name).unlink()
-    for name, why in tally.failures.items():
-        commit(folder / f"{failure_name(name)}.txt", lambda path: path.write_text(f"{name}\n{why}\n"))  # noqa: B023
+    for name, reason in tally.failures.items():
+        commit(folder / f"{failure_name(name)}.txt", lambda path: path.write_text(f"{name}\n{reason}\n"))  # noqa: B023
     if tally.failures:
-        part, why = next(iter(tally.failures.items()))
-        print(f"{part} failed:\n{why.rstrip()}")
+        part, reason = next(iter(tally.failures.items()))
+        print(f"{part} failed:\n{reason.rstrip()}")
 
 
 def failure_name(name: str) -> str:
-    """What the file of a failed part is called; or of a container, whose path it is: there may be more of its name."""
+    """Return the file name for a failed part, or for a container, by its path: its name may not be unique."""
     return name if "/" not in name else f"{os.path.basename(name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

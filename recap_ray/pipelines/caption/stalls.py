@@ -1,7 +1,7 @@
-"""Notices that a run waits for a node that is gone.
+"""Detect that a run waits for a node that is gone.
 
-An actor whose node died is started again where there is room for it. Where there is none, since its GPU died too, Ray
-holds on to the blocks that the actor was given or has to make again, and waits; Ray Data gives up after half an hour.
+An actor whose node died is restarted on a node with free resources. Without any, since its GPU is gone too, Ray keeps
+the blocks that the actor received or has to recompute, and waits; Ray Data gives up after half an hour.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from typing import Any
 
 import ray
 
-# Ray takes up to a minute to notice that a node is dead. A part that takes longer is begun again, but only after the
+# Ray takes up to a minute to detect a dead node. A part that takes longer than this is restarted, but only after the
 # death of a node, and once.
 STALL_S = 180.0
 
 
 class Stalled(Exception):
-    """A node died, and nothing has moved since."""
+    """Error for a dead node without any progress since."""
 
 
 @contextmanager
-def noticing_stalls(stall_s: float = STALL_S) -> Iterator[Callable[[], None]]:
-    """Gives what is to be called whenever something moved. Raises Stalled out of whatever is waited for within, when
-    nothing moved for so long and a node is gone that was there at first. Only in the main thread, as signals are."""
+def detect_stalls(stall_s: float = STALL_S) -> Iterator[Callable[[], None]]:
+    """Yield a function to call on progress; raise Stalled in the context after `stall_s` seconds without any.
+
+    Only if a node that was alive at the start is gone, and only in the main thread, since it uses a signal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -36,7 +38,7 @@ def noticing_stalls(stall_s: float = STALL_S) -> Iterator[Callable[[], None]]:
     def watch() -> None:
         while not over.wait(stall_s / 10):
             if time.monotonic() - moved[0] > stall_s and nodes - alive_nodes() and not over.is_set():
-                signal.pthread_kill(main, signal.SIGUSR1)  # wakes it from what it waits for
+                signal.pthread_kill(main, signal.SIGUSR1)  # interrupts its blocking call
                 return
 
     def give_up(*_: Any) -> None:
@@ -57,5 +59,5 @@ def noticing_stalls(stall_s: float = STALL_S) -> Iterator[Callable[[], None]]:
 
 
 def alive_nodes() -> set[str]:
-    """The ids of the nodes that Ray takes to be alive."""
+    """Return the ids of the nodes that Ray considers alive."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}

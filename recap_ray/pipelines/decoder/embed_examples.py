@@ -1,8 +1,7 @@
-"""The stages that make examples to train on: rows of a manifest in, their embeddings in Parquet out
-(training/examples.py).
+"""Stages that create the training examples: rows of a manifest -> their embeddings in Parquet (training/examples.py).
 
 O/plan/plan-0000.parquet                   key, source, group, captions (JSON) of every row
-O/embedded/part-000000-<digest>.parquet    committed by rename; what is there is not embedded again
+O/embedded/part-000000-<digest>.parquet    committed by rename; existing parts are not embedded again
 """
 
 from __future__ import annotations
@@ -25,15 +24,17 @@ from recap_ray.pipelines.part_reader import PartReader, part_items
 from recap_ray.runs.parts import Part
 
 
-def listing_of_pairs(pairs: pa.Table) -> pa.Table:
-    """Pairs (columns image, source, captions) as a manifest lists them: a row an image."""
+def list_pairs(pairs: pa.Table) -> pa.Table:
+    """Return pairs (columns image, source, captions) as rows of a manifest, one per image."""
     captions = captions_as_json(pairs)
     return pa.table({"key": pairs["image"], "source": pairs["source"], "group": pairs["image"], "captions": captions})
 
 
-def listing_of_captions(groups: pa.Table) -> pa.Table:
-    """Captions by their images (columns image, captions) as a manifest lists them: a row a caption, the same words of
-    the same image once; `source` is the caption."""
+def list_captions(groups: pa.Table) -> pa.Table:
+    """Return captions grouped by image (columns image, captions) as rows of a manifest, one per caption.
+
+    Duplicates of an image are dropped; `source` is the caption.
+    """
     rows = [
         (image, caption)
         for image, captions in zip(groups["image"].to_pylist(), groups["captions"].to_pylist())
@@ -41,21 +42,21 @@ def listing_of_captions(groups: pa.Table) -> pa.Table:
     ]
     images, captions = [image for image, _ in rows], [caption for _, caption in rows]
     keys = [f"{i:010d}" for i in range(len(rows))]
-    told = [json.dumps([caption]) for caption in captions]
-    columns = {"key": keys, "source": captions, "group": images, "captions": told}
+    lists = [json.dumps([caption]) for caption in captions]
+    columns = {"key": keys, "source": captions, "group": images, "captions": lists}
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
 def embed_examples(
     parts: list[Part], card: ClipCard, compute: Compute, limits: ImageLimits, of_images: bool, folder: Path
 ) -> ray.data.Dataset:
-    """Embeds the rows of parts, images or captions; a row of report a part: rows, errors."""
+    """Embed the rows of parts, images or captions; return one report row per part: rows, errors."""
     chain = ray.data.from_arrow([part_items([part]) for part in parts])
     chain = chain.map_batches(PartReader(folder.with_name("plan")), batch_format="numpy", **light_stage())
     if of_images:
         loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
         chain = chain.map_batches(loader, batch_format="numpy", **cpu_stage())
     actors = model_stage(compute.device, len(parts))
-    given = (card, compute, "source", False)
-    chain = chain.map_batches_internal(EmbeddingActor, fn_constructor_args=given, batch_format="numpy", **actors)
+    arguments = (card, compute, "source", False)
+    chain = chain.map_batches_internal(EmbeddingActor, fn_constructor_args=arguments, batch_format="numpy", **actors)
     return chain.map_batches(ExampleWriter(folder), batch_format="numpy", **light_stage())

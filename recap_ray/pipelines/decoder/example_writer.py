@@ -1,4 +1,4 @@
-"""The writer of examples to train on, apart from the stages before it: its processes start without the models.
+"""Writer of training examples, separate from the stages before it so that its processes start without the models.
 
 No torch.
 """
@@ -19,12 +19,12 @@ from recap_ray.storage.paths import commit
 
 @dataclass(frozen=True)
 class ExampleWriter:
-    """Commits the Parquet file of a part."""
+    """Stage that commits the Parquet file of a part."""
 
     folder: Path
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One row of report."""
+        """Write the part and return one report row."""
         embedding = np.ascontiguousarray(batch["embedding"], np.float32)
         error = [error or None for error in batch["error"]]
         table = pa.table(

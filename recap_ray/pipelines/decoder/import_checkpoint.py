@@ -1,7 +1,7 @@
-"""Import a checkpoint of ClipCap or CapDec: read, checked against its CLIP and tokenizer, written as a decoder folder.
+"""Import a checkpoint of ClipCap or CapDec: read it, check it against CLIP and tokenizer, write a decoder folder.
 
-The folder (models/decoder_card.py) appears whole or not at all; on a store its card does, last of all files. No hub is
-asked for weights; the tokenizer comes from one if it is given by a name.
+The folder (models/decoder_card.py) is created atomically; on an object store its card is written last. No weights are
+downloaded from a hub; the tokenizer is if it is given by name.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from recap_ray.models.language_model import language_model_identity
 from recap_ray.models.names import language_model_path
 from recap_ray.runs.run import output_folder
 from recap_ray.settings import ImportDecoderSettings
-from recap_ray.storage.cache import fetched
+from recap_ray.storage.cache import cached_path
 from recap_ray.storage.files import file_digest
 from recap_ray.storage.paths import commit, is_remote, names_in
 
-# Vocabularies are filled up to multiples of at most so many with rows that no token has.
-FILLED_TO = 128
+# Embedding matrices are padded to multiples of at most this many rows.
+MAX_PADDING_ROWS = 128
 
 
 def import_decoder(settings: ImportDecoderSettings) -> int:
-    """Writes the decoder folder, prints what it is in one line and returns 0."""
+    """Write the decoder folder, print its description in one line and return 0."""
     settings = settings.resolved()
     assert settings.method and settings.clip and settings.normalise is not None
     output = output_folder(settings.output)
@@ -46,38 +46,38 @@ def import_decoder(settings: ImportDecoderSettings) -> int:
     if checkpoint.shape.embed_dim != clip.embed_dim:
         raise UserError(
             f"--checkpoint {settings.checkpoint} is for embeddings of {checkpoint.shape.embed_dim} dimensions, but the "
-            f"CLIP {settings.clip} has {clip.embed_dim}: name with --clip the one that it was trained on"
+            f"CLIP {settings.clip} has {clip.embed_dim}: name with --clip the one that it was trained with"
         )
-    tokenizer = fitting_tokenizer(settings.tokenizer, checkpoint.config.vocab_size)
+    tokenizer = load_matching_tokenizer(settings.tokenizer, checkpoint.config.vocab_size)
     checkpoint.config.bos_token_id = checkpoint.config.eos_token_id = tokenizer.eos_token_id
     card = DecoderCard(
         settings.method, clip.identity, clip.embed_dim, settings.normalise, offset=False, mapper=checkpoint.shape
     )
-    file = fetched(settings.checkpoint, "--checkpoint")
+    file = cached_path(settings.checkpoint, "--checkpoint")
     made_by = {
         "job": "import-decoder",
         "checkpoint": f"{Path(settings.checkpoint).name}@{file_digest(file)}",
         "preset": settings.preset,
         "tokenizer": language_model_identity(settings.tokenizer),
     }
-    with whole_folder(output, settings.output) as folder:
+    with atomic_folder(output, settings.output) as folder:
         checkpoint.config.save_pretrained(folder)
         safetensors.torch.save_file(checkpoint.gpt2, folder / "model.safetensors", {"format": "pt"})
         safetensors.torch.save_file(checkpoint.mapper, folder / MAPPER_WEIGHTS)
         tokenizer.save_pretrained(folder)
         card.save(folder, made_by)
-    print(f"{described(card, checkpoint)}: {output}")
+    print(f"{describe(card, checkpoint)}: {output}")
     return 0
 
 
-def fitting_tokenizer(name: str, vocabulary: int) -> Any:
-    """The tokenizer of a model with so many tokens; raises UserError if it cannot be loaded or is another's."""
+def load_matching_tokenizer(name: str, vocabulary: int) -> Any:
+    """Load the tokenizer; raise UserError if that fails or if it does not match the vocabulary size."""
     path = language_model_path(name, "--tokenizer")
     with load_errors("--tokenizer", name):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if tokenizer.eos_token_id is None:
             raise ValueError("it has no end token")
-    if not 0 <= vocabulary - len(tokenizer) < FILLED_TO:
+    if not 0 <= vocabulary - len(tokenizer) < MAX_PADDING_ROWS:
         raise UserError(
             f"--tokenizer {name} has {len(tokenizer):,} tokens, but the checkpoint's GPT-2 {vocabulary:,}: name the "
             "one that it was trained with"
@@ -86,22 +86,24 @@ def fitting_tokenizer(name: str, vocabulary: int) -> Any:
 
 
 @contextmanager
-def whole_folder(output: Path, given: str) -> Iterator[Path]:
-    """A new folder on this machine to fill, which becomes `output` if nothing is raised; `given` is how the user named
-    it."""
+def atomic_folder(output: Path, user_path: str) -> Iterator[Path]:
+    """Yield a new local folder to fill, which becomes `output` unless an exception is raised.
+
+    `user_path` is the path as the user wrote it, for error messages.
+    """
     try:
         with _folder_to_upload(output) if is_remote(output) else _folder_to_rename(output) as folder:
             yield folder
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"--output {given} cannot be written ({reason}): name another folder") from None
+        raise UserError(f"--output {user_path} cannot be written ({reason}): name another folder") from None
 
 
 @contextmanager
 def _folder_to_rename(output: Path) -> Iterator[Path]:
     fresh = output.with_name(f".{output.name}.new")
     try:
-        shutil.rmtree(fresh, ignore_errors=True)  # of an import that was killed
+        shutil.rmtree(fresh, ignore_errors=True)  # left by an import that was killed
         fresh.mkdir(parents=True)
         yield fresh
         fresh.rename(output)
@@ -117,8 +119,8 @@ def _folder_to_upload(output: Path) -> Iterator[Path]:
             commit(output / path.name, partial(shutil.copyfile, path))
 
 
-def described(card: DecoderCard, checkpoint: Checkpoint) -> str:
-    """Method, sizes, parameters, CLIP and normalisation in a line."""
+def describe(card: DecoderCard, checkpoint: Checkpoint) -> str:
+    """Return method, sizes, parameters, CLIP and normalisation in one line."""
     shape, config = checkpoint.shape, checkpoint.config
     counts = [sum(weight.numel() for weight in part.values()) for part in (checkpoint.mapper, checkpoint.gpt2)]
     sizes = f"D = {shape.embed_dim}, P = {shape.prefix_length}"
@@ -127,5 +129,5 @@ def described(card: DecoderCard, checkpoint: Checkpoint) -> str:
     gpt2 = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, {config.n_positions} positions"
     return (
         f"{card.method}: {shape.kind} mapper ({sizes}; {counts[0]:,} parameters), GPT-2 ({gpt2}; {counts[1]:,} "
-        f"parameters), CLIP {card.clip}, embeddings {'of unit length' if card.normalise else 'as CLIP gives them'}"
+        f"parameters), CLIP {card.clip}, embeddings {'of unit length' if card.normalise else 'as CLIP returns them'}"
     )

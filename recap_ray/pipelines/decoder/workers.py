@@ -1,4 +1,4 @@
-"""The workers of Ray Train: one model each, the same batches, and the log shown as it grows."""
+"""Workers of Ray Train: one model each, the same batches, and the log printed during training."""
 
 from __future__ import annotations
 
@@ -33,20 +33,18 @@ from recap_ray.training.loop import (
     Hyperparameters,
     Loop,
     load_best,
-    read_standing,
+    read_train_state,
     total_steps,
 )
 from recap_ray.training.noise import Noise
 
-LONGEST_WARMUP = 5000  # ClipCap's code
-
-
-GROUP_RESTARTS = 2  # of all workers, after one of them was lost
+MAX_WARMUP_STEPS = 5000  # ClipCap's code
+GROUP_RESTARTS = 2  # of all workers, after the loss of one
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What every worker is told."""
+    """Configuration of every worker."""
 
     settings: TrainDecoderSettings
     folder: Path
@@ -56,9 +54,9 @@ class TrainingJob:
 
 
 def hyperparameters_of(settings: TrainDecoderSettings, captions: int, device: torch.device) -> Hyperparameters:
-    """With the defaults that depend on the number of captions and on the worker's device."""
+    """Return hyperparameters, with the defaults that depend on the number of captions and the worker's device."""
     steps = total_steps(captions, settings.batch_size, settings.epochs)
-    warmup = min(LONGEST_WARMUP, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
+    warmup = min(MAX_WARMUP_STEPS, steps // 10) if settings.warmup_steps is None else settings.warmup_steps
     dtype = Compute(device.type, settings.precision).choose_dtype(on_gpu=torch.bfloat16)
     return Hyperparameters(
         epochs=settings.epochs,
@@ -73,8 +71,8 @@ def hyperparameters_of(settings: TrainDecoderSettings, captions: int, device: to
 
 
 def training_workers(settings: TrainDecoderSettings) -> tuple[int, int, bool]:
-    """How many workers train, the CPUs of each, and whether each has a GPU; raises UserError where Ray has too few."""
-    cpus, gpus = (int(ray.cluster_resources().get(name, least)) for name, least in (("CPU", 1), ("GPU", 0)))
+    """Return the number of workers, the CPUs of each, and whether each has a GPU; raise UserError if too few."""
+    cpus, gpus = (int(ray.cluster_resources().get(name, minimum)) for name, minimum in (("CPU", 1), ("GPU", 0)))
     on_gpu = settings.device != "cpu" and gpus >= 1
     if settings.device == "cuda" and not on_gpu:
         raise UserError("--device cuda: Ray sees no GPU; use --device auto or cpu")
@@ -87,17 +85,17 @@ def training_workers(settings: TrainDecoderSettings) -> tuple[int, int, bool]:
     return workers, 1 if on_gpu else max(1, cpus // workers), on_gpu
 
 
-def _fit(job: TrainingJob, steps: int) -> None:
-    """Runs the loop on the workers of Ray Train, and shows how it goes."""
+def run_training(job: TrainingJob, steps: int) -> None:
+    """Run the training loop on the workers of Ray Train, and show its progress."""
     workers, threads, on_gpu = training_workers(job.settings)
-    # One worker where there is one machine is this process: Ray Train's other processes take half a minute to start.
-    alone = workers == 1 and sum(node["Alive"] for node in ray.nodes()) == 1
+    # A single worker on a single machine runs in this process: Ray Train's processes take half a minute to start.
+    in_process = workers == 1 and sum(node["Alive"] for node in ray.nodes()) == 1
     scratch = job.folder / ".ray_train"
     trainer = ray.train.torch.TorchTrainer(
-        _work,
+        _train_worker,
         train_loop_config={"job": job, "threads": threads},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=0 if alone else workers,
+            num_workers=0 if in_process else workers,
             use_gpu=on_gpu,
             resources_per_worker={"CPU": threads, **({"GPU": 1} if on_gpu else {})},
         ),
@@ -107,21 +105,21 @@ def _fit(job: TrainingJob, steps: int) -> None:
             failure_config=ray.train.FailureConfig(max_failures=GROUP_RESTARTS),
         ),
     )
-    shutil.rmtree(scratch, ignore_errors=True)  # Ray's own notes; ours are the checkpoint
-    progress = Progress("train-decoder", steps, "steps", read_standing(job.folder).step)
+    shutil.rmtree(scratch, ignore_errors=True)  # state of Ray Train; ours is the checkpoint
+    progress = Progress("train-decoder", steps, "steps", read_train_state(job.folder).step)
     try:
-        with progress, _shown(job.folder / LOG, progress):
+        with progress, _print_log(job.folder / LOG, progress):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        if found := re.findall(r"recap_ray\.errors\.UserError: (.*)", str(error)):
-            raise UserError(found[-1]) from None
+        if messages := re.findall(r"recap_ray\.errors\.UserError: (.*)", str(error)):
+            raise UserError(messages[-1]) from None
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _work(config: dict[str, Any]) -> None:
-    """One worker, from the loading of the model to the decoder's files, which the first one writes."""
+def _train_worker(config: dict[str, Any]) -> None:
+    """Run one worker, from loading the model to the files of the decoder, which rank 0 writes."""
     job: TrainingJob = config["job"]
     before = torch.get_num_threads()
     torch.set_num_threads(config["threads"])
@@ -130,9 +128,9 @@ def _work(config: dict[str, Any]) -> None:
     examples = Examples.read(job.folder / "embedded")
     numbers = examples.split(job.settings.held_out)
     batches = batches_of(job, examples, tokenizer, model, numbers[0], device)
-    given = hyperparameters_of(job.settings, len(numbers[0]), device)
+    hyperparameters = hyperparameters_of(job.settings, len(numbers[0]), device)
     decode = partial(tokenizer.decode, skip_special_tokens=True)
-    Loop(model, batches, numbers, given, job.folder, device, decode).run()
+    Loop(model, batches, numbers, hyperparameters, job.folder, device, decode).run()
     if ray.train.get_context().get_world_rank() == 0:
         load_best(model, job.folder)
         model.save(job.folder)
@@ -141,7 +139,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def load(job: TrainingJob) -> tuple[Trainable, Any]:
-    """The model to train, and its tokenizer."""
+    """Return the model to train, and its tokenizer."""
     settings = job.settings
     return new_trainable(
         settings.language_model, job.shape, job.tuned, settings.from_scratch, settings.dropout, settings.seed
@@ -151,7 +149,7 @@ def load(job: TrainingJob) -> tuple[Trainable, Any]:
 def batches_of(
     job: TrainingJob, examples: Examples, tokenizer: Any, model: Trainable, training: np.ndarray, device: torch.device
 ) -> Batches:
-    """What the method learns from."""
+    """Return the batches of the method."""
     settings = job.settings
     room = positions(model.language_model.config) - (settings.prefix_length if job.shape else 0)
     texts = Texts(examples.captions, tokenizer, min(settings.max_tokens, room), room)
@@ -163,8 +161,8 @@ def batches_of(
 
 
 @contextmanager
-def _shown(log: Path, progress: Progress) -> Iterator[None]:
-    """Shows the lines that are added to the log, until the block ends."""
+def _print_log(log: Path, progress: Progress) -> Iterator[None]:
+    """Print the lines that are added to the log while the context is active."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -172,14 +170,14 @@ def _shown(log: Path, progress: Progress) -> Iterator[None]:
         while True:
             last = ended.wait(0.5)
             if log.exists():
-                position = min(position, log.stat().st_size)  # a worker that resumes writes it anew, shorter
+                position = min(position, log.stat().st_size)  # a worker that resumes rewrites it, shorter
                 with open(log, encoding="utf-8") as file:
                     file.seek(position)
                     lines = file.readlines()
-                    whole = [line for line in lines if line.endswith("\n")]
-                    position += sum(len(line.encode()) for line in whole)
-                for line in whole:
-                    _show(json.loads(line), progress)
+                    complete = [line for line in lines if line.endswith("\n")]
+                    position += sum(len(line.encode()) for line in complete)
+                for line in complete:
+                    _print_entry(json.loads(line), progress)
             if last:
                 return
 
@@ -192,7 +190,7 @@ def _shown(log: Path, progress: Progress) -> Iterator[None]:
         thread.join()
 
 
-def _show(entry: dict[str, Any], progress: Progress) -> None:
+def _print_entry(entry: dict[str, Any], progress: Progress) -> None:
     if "loss" in entry:
         progress.update(max(0, entry["step"] - progress.done), note=f"loss {entry['loss']:.3f}")
     elif "epoch" in entry:

@@ -1,1 +1,1 @@
-"""Score captions against references, and metrics against people."""
+"""Score captions against references, and metrics against human ratings."""

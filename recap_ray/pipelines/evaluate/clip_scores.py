@@ -1,7 +1,7 @@
-"""CLIP scores of captions, a column each: CLIP-S, RefCLIP-S, aCLIP-S, RefaCLIP-S, and ranks in retrieval.
+"""CLIP scores of captions, one column each: CLIP-S, RefCLIP-S, aCLIP-S, RefaCLIP-S, and retrieval ranks.
 
-What the run wrote is taken as it is; images are embedded only where a score is missing or for retrieval, and each
-distinct text once after each prefix that a score asks for.
+Scores written by the run are reused; images are embedded only if a score is missing or for retrieval, and each distinct
+text once with each prefix that a score requires.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ METRICS = ("CLIP-S", "RefCLIP-S", "aCLIP-S", "RefaCLIP-S")
 
 
 def made_with(settings: EvaluateSettings) -> dict[str, str]:
-    """The scale and the prefix of each metric, to be told beside its numbers."""
+    """Return the scale and the prefix of each metric, for its report."""
     prefix = f"captions after {settings.aligned_prefix!r}" if settings.aligned_prefix else "no prefix"
     return {
         "CLIP-S": f"{CLIP_S_SCALE} max(cos, 0), captions after {CLIP_S_PREFIX!r}",
@@ -41,18 +41,18 @@ def made_with(settings: EvaluateSettings) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Scorer:
-    """The CLIP that scores, and its map; None where aCLIP-S is not asked for."""
+    """CLIP model that scores, and its alignment, which is None without aCLIP-S."""
 
     card: ClipCard
     alignment: LinearAlignment | None
-    own: bool  # the run's own: what its rows say was measured with it
-    limits: ImageLimits  # the run's own, so that what it captioned can be read
+    from_run: bool  # the CLIP of the run, so that the scores in its rows are valid
+    limits: ImageLimits  # those of the run, so that every captioned image can be read
 
     @classmethod
     def of(cls, settings: EvaluateSettings, run: dict[str, Any] | None) -> Scorer | None:
-        """The CLIP named, or else the run's own; None where there is neither, or none is wanted.
+        """Return the CLIP of --clip or else of the run; None without either, or with --no-clip-scores.
 
-        Raises UserError if the run's own has changed since, or if the pictures of named ones are not known.
+        Raises UserError if the CLIP of the run has changed since, or if --clip is set without --images or a run.
         """
         if not settings.clip_scores or (run is None and settings.clip is None):
             return None
@@ -62,7 +62,7 @@ class Scorer:
             assert run is not None
             return cls._of_run(run, limits)
         if run is None and settings.images is None:
-            raise UserError(f"--clip {settings.clip}: give with --images the folder of the pictures to score")
+            raise UserError(f"--clip {settings.clip}: give with --images the folder of the images to score")
         card = ClipCard.of(settings.clip)
         if settings.alignment is None:
             return cls(card, None, False, limits)
@@ -82,30 +82,33 @@ class Scorer:
 
 
 def clip_columns(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSettings) -> dict[str, np.ndarray]:
-    """Scores (n,) float64 by metric, NaN where a row has none, and with retrieval the rank of each image's first
-    reference among those of all images, which only images with references have."""
-    columns = dict(rows.scores) if scorer.own else {}
+    """Return scores (n,) float64 by metric, NaN for rows without one.
+
+    With retrieval also the rank of each image's first reference among those of all images, NaN for images without
+    references.
+    """
+    columns = dict(rows.scores) if scorer.from_run else {}
     if settings.aligned_prefix:
-        columns.pop("aCLIP-S", None)  # the run's own has none
+        columns.pop("aCLIP-S", None)  # that of the run has no prefix
     prefixes = {"CLIP-S": CLIP_S_PREFIX}
     if scorer.alignment:
         prefixes["aCLIP-S"] = settings.aligned_prefix
     plain = [""] if settings.retrieval else []
     of_images = settings.retrieval or not prefixes.keys() <= columns.keys()
-    pictures, texts = _embed(rows, of_images, [*prefixes.values(), *plain], scorer, settings)
+    image_vectors, texts = _embed(rows, of_images, [*prefixes.values(), *plain], scorer, settings)
     captions = {name: texts.of([prefix + c if c else None for c in rows.captions]) for name, prefix in prefixes.items()}
-    images = pictures.of(rows.images)
+    images = image_vectors.of(rows.images)
     if of_images:
         columns.setdefault("CLIP-S", clip_score(images, captions["CLIP-S"]))
         if scorer.alignment:
             columns.setdefault("aCLIP-S", aligned_clip_score(scorer.alignment(images), captions["aCLIP-S"]))
     if "aCLIP-S" in columns:
         columns["aCLIP-S"] = settings.aligned_scale * columns["aCLIP-S"]
-    known = [bool(own) for own in rows.references]
+    has_references = [bool(one) for one in rows.references]
     for name, prefix in prefixes.items():
         references = [texts.of([prefix + text for text in own]) for own in rows.references]
         scores = with_references(columns[name], captions[name], references)
-        columns[f"Ref{name}"] = np.where(known, scores, np.nan)
+        columns[f"Ref{name}"] = np.where(has_references, scores, np.nan)
     columns = {name: columns[name].astype(np.float64) for name in METRICS if name in columns}
     if settings.retrieval:
         columns[RANK] = _ranks(rows, scorer, images, texts)
@@ -114,19 +117,19 @@ def clip_columns(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSetting
 
 def _ranks(rows: EvaluationRows, scorer: Scorer, images: np.ndarray, texts: Embedded) -> np.ndarray:
     first = texts.of([own[0] if own else None for own in rows.references])
-    there = np.isfinite(images).all(1) & np.isfinite(first).all(1)
-    found = np.full(len(rows), np.nan)
-    mapped = (scorer.alignment or LinearAlignment.identity(scorer.card.embed_dim))(images[there])
-    found[there] = ranks(mapped, first[there])
-    return found
+    valid = np.isfinite(images).all(1) & np.isfinite(first).all(1)
+    column = np.full(len(rows), np.nan)
+    mapped = (scorer.alignment or LinearAlignment.identity(scorer.card.embed_dim))(images[valid])
+    column[valid] = ranks(mapped, first[valid])
+    return column
 
 
 def _embed(
     rows: EvaluationRows, of_images: bool, prefixes: Iterable[str], scorer: Scorer, settings: EvaluateSettings
 ) -> tuple[Embedded, Embedded]:
-    """The images, if they are wanted, and captions and references after each prefix."""
+    """Embed the images, if required, and the captions and references with each prefix."""
     files = {image: source for image, source in zip(rows.images, rows.sources) if source and of_images}
     texts = [text for text in rows.captions if text] + [text for own in rows.references for text in own]
-    asked = [prefix + text for prefix in dict.fromkeys(prefixes) for text in texts]
+    prefixed = [prefix + text for prefix in dict.fromkeys(prefixes) for text in texts]
     compute = Compute(settings.device, settings.precision)
-    return embed(files, asked, scorer.card, compute, scorer.limits, settings.part_rows)
+    return embed(files, prefixed, scorer.card, compute, scorer.limits, settings.part_rows)

@@ -1,8 +1,8 @@
-"""Score captions against references, or the metrics themselves against people.
+"""Score captions against references, or metrics against human ratings.
 
 scores.json       every number with its standard error and how it was made: tokenizer, scale, prefix, pool
 scores.parquet    the scores of each image, or of each judged caption
-PLOTS/scores.svg  how they are distributed, with --plots
+PLOTS/scores.svg  their distributions, with --plots
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from recap_ray.tables.formats import suffix_of
 
 
 def evaluate(settings: EvaluateSettings) -> int:
-    """Writes the scores, prints them as a table and returns 0."""
+    """Write the scores, print them as a table and return 0."""
     if settings.plots:
         require_matplotlib()
     Compute(settings.device, settings.precision).check()
@@ -50,55 +50,57 @@ def evaluate(settings: EvaluateSettings) -> int:
         source = RunSource.open(settings)
     scorer = Scorer.of(settings, source.run if source else None)
     if settings.retrieval and not scorer:
-        raise UserError("--retrieval ranks images by CLIP: name it with --clip, and the pictures with --images")
+        raise UserError("--retrieval ranks images by CLIP: name it with --clip, and the images with --images")
     columns: dict[str, np.ndarray] = {}
     if source or scorer:
         with ray_session(settings):
             rows = source.read() if source else rows
             columns = clip_columns(rows, scorer, settings) if scorer else dict(rows.scores)
     by_image = output.with_suffix(".parquet")
-    found = (judge if settings.judgements else score)(rows, columns, settings, by_image)
+    report = (judge if settings.judgements else score)(rows, columns, settings, by_image)
     if columns:
         clip = scorer.card.identity if scorer else source.run["made_from"]["clip"] if source else ""
-        told = {name: text for name, text in made_with(settings).items() if name in columns}
-        found["made_with"] |= {"CLIP": clip, **told}
-    write_json(output, found)
-    (tell_agreement if settings.judgements else tell_scores)(found)
+        methods = {name: text for name, text in made_with(settings).items() if name in columns}
+        report["made_with"] |= {"CLIP": clip, **methods}
+    write_json(output, report)
+    (print_agreement if settings.judgements else print_scores)(report)
     print(f"scores: {output}, by image: {by_image}")
     if plots:
-        draw(by_image, found.get("standard_errors", {}), "captions" if settings.judgements else "images", plots)
+        draw(by_image, report.get("standard_errors", {}), "captions" if settings.judgements else "images", plots)
     return 0
 
 
 def scores_file(settings: EvaluateSettings) -> Path:
-    """The file of --output; raises UserError if it, or the Parquet beside it, is one of the files read."""
+    """Return the file of --output; raise UserError if it, or the Parquet next to it, is an input file."""
     output = output_file(settings.output)
     if output.suffix == ".parquet":
-        raise UserError(f"--output {settings.output}: expected a name for JSON; the Parquet goes beside it")
+        raise UserError(
+            f"--output {settings.output}: expected the name of a JSON file, next to which the Parquet is written"
+        )
     for flag in ("captions", "references", "judgements"):
-        given = getattr(settings, flag)
-        if given and Path(given).expanduser().resolve() in (output, output.with_suffix(".parquet")):
-            raise UserError(f"--output {settings.output} would write over --{flag} {given}: name another file")
+        path = getattr(settings, flag)
+        if path and Path(path).expanduser().resolve() in (output, output.with_suffix(".parquet")):
+            raise UserError(f"--output {settings.output} would write over --{flag} {path}: name another file")
     return output
 
 
 def chosen_metrics(settings: EvaluateSettings) -> list[str]:
-    """The n-gram metrics of --metrics; BLEU stands for all four. Raises UserError for one that is unknown."""
+    """Return the n-gram metrics of --metrics, all four for BLEU; raise UserError for an unknown one."""
     chosen = []
     for name in map(str.strip, settings.metrics.split(",")):
-        own = [metric for metric in METRICS if name in (metric, metric.rstrip("-1234"))]
-        if not own:
+        matches = [metric for metric in METRICS if name in (metric, metric.rstrip("-1234"))]
+        if not matches:
             raise UserError(
                 f"--metrics {settings.metrics}: {name!r} is unknown, expected BLEU or some of {', '.join(METRICS)}"
             )
-        chosen += own
+        chosen += matches
     return chosen
 
 
 def score(
     rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings, by_image: Path
 ) -> dict[str, Any]:
-    """Scores of captions: corpus values with standard errors over images; the values by image go to the Parquet."""
+    """Return corpus scores with standard errors over images, and write the scores by image to Parquet."""
     ngrams = ngrams_of(rows, settings)
     words = ngrams.by_key(rows.keys)
     write_by_image(rows, {**words, **columns}, by_image)
@@ -114,16 +116,16 @@ def score(
     if settings.retrieval and not len(ranked):
         left_out["retrieval"] = "no image could be ranked"
     elif settings.retrieval:
-        found = retrieval_scores(ranked)
+        scores = retrieval_scores(ranked)
         pool = {"images": len(ranked), "pool": "the first reference of each image"}
-        retrieval = {**pool, **found, "standard_errors": {name: errors[name] for name in found}}
+        retrieval = {**pool, **scores, "standard_errors": {name: errors[name] for name in scores}}
     return {
         "captions": settings.captions,
         "references": settings.references,
         "images": len(rows),
         "scored": len(ngrams.keys),
         "without_caption": sum(caption is None for caption in rows.captions),
-        "without_references": sum(not own for own in rows.references),
+        "without_references": sum(not one for one in rows.references),
         "metrics": metrics,
         "standard_errors": {name: errors[name] for name in metrics},
         "images_scored": {name: int(np.isfinite(v).sum()) for name, v in {**words, **columns}.items()},
@@ -136,7 +138,7 @@ def score(
 def judge(
     rows: EvaluationRows, columns: dict[str, np.ndarray], settings: EvaluateSettings, by_image: Path
 ) -> dict[str, Any]:
-    """Agreement of metrics with ratings: Kendall's taus; metrics that some caption lacks are left out with a reason."""
+    """Return Kendall's taus of metrics and ratings; omit metrics that some caption lacks, with the reason."""
     assert rows.judgements is not None
     left_out: dict[str, str] = {}
     made_with: dict[str, Any] = {}
@@ -174,7 +176,7 @@ def judge(
 
 
 def ngrams_of(rows: EvaluationRows, settings: EvaluateSettings) -> NgramScores:
-    """The n-gram metrics of the rows that have a caption and references; raises UserError if there is none."""
+    """Compute the n-gram metrics of rows with a caption and references; raise UserError if there is none."""
     scored = np.flatnonzero(rows.scored())
     if not len(scored):
         raise UserError(
@@ -186,16 +188,16 @@ def ngrams_of(rows: EvaluationRows, settings: EvaluateSettings) -> NgramScores:
 
 
 def write_by_image(rows: EvaluationRows, columns: dict[str, np.ndarray], path: Path) -> None:
-    """The Parquet beside the JSON: key, image (of judgements), caption, ratings (of judgements), and the scores."""
-    own: dict[str, Any] = {"key": rows.keys, "caption": pa.array(rows.captions, pa.string())}
+    """Write the Parquet file: key, image (of judgements), caption, ratings (of judgements), and the scores."""
+    inputs: dict[str, Any] = {"key": rows.keys, "caption": pa.array(rows.captions, pa.string())}
     if rows.judgements:
-        own = {"image": rows.images, "caption": rows.captions, "ratings": rows.judgements.ratings}
+        inputs = {"image": rows.images, "caption": rows.captions, "ratings": rows.judgements.ratings}
     scores = {name: pa.array(values, pa.float64(), from_pandas=True) for name, values in columns.items()}  # NaN: null
-    commit(path, lambda temporary: pq.write_table(pa.table({**own, **scores}), temporary))
+    commit(path, lambda temporary: pq.write_table(pa.table({**inputs, **scores}), temporary))
 
 
 def draw(by_image: Path, standard_errors: dict[str, float | None], of: str, plots: Path) -> None:
-    """Draws how the scores in the Parquet are distributed, whose rows are `of` images or captions."""
+    """Plot the distributions of the scores in the Parquet file; `of` says what its rows are, images or captions."""
     with by_image.open("rb") as file:
         table = pq.read_table(file)
     columns = {name: table[name].to_numpy() for name in DISTRIBUTIONS if name in table.column_names}
@@ -209,26 +211,28 @@ def draw(by_image: Path, standard_errors: dict[str, float | None], of: str, plot
 _BOOTSTRAP = f"bootstrap over images, {bootstrap.REPLICATES:,} replicates"
 
 
-def tell_scores(found: dict[str, Any]) -> None:
-    """Prints the table: value, standard error, images, and how CLIP scores were made."""
-    print(f"{found['scored']:,} of {found['images']:,} images scored, tokenizer {found['made_with']['tokenizer']}")
-    retrieval = found["retrieval"] or {"standard_errors": {}}
-    errors = {**found["standard_errors"], **retrieval["standard_errors"]}
-    images = {**found["images_scored"], **dict.fromkeys(retrieval["standard_errors"], retrieval.get("images"))}
-    told = {**found["made_with"], **dict.fromkeys(retrieval["standard_errors"], f"among {retrieval.get('pool')}")}
-    for name, value in {**found["metrics"], **retrieval}.items():
+def print_scores(report: dict[str, Any]) -> None:
+    """Print a table of value, standard error, number of images, and the settings of CLIP scores."""
+    print(f"{report['scored']:,} of {report['images']:,} images scored, tokenizer {report['made_with']['tokenizer']}")
+    retrieval = report["retrieval"] or {"standard_errors": {}}
+    errors = {**report["standard_errors"], **retrieval["standard_errors"]}
+    images = {**report["images_scored"], **dict.fromkeys(retrieval["standard_errors"], retrieval.get("images"))}
+    methods = {**report["made_with"], **dict.fromkeys(retrieval["standard_errors"], f"among {retrieval.get('pool')}")}
+    for name, value in {**report["metrics"], **retrieval}.items():
         if name in errors and value is not None:
             error = "" if errors[name] is None else f"+- {errors[name]:.4f}"
-            print(f"  {name:12} {value:8.4f} {error:10} {images[name]:>8,} images  {told.get(name, '')}".rstrip())
-    for name, reason in found["left_out"].items():
+            print(f"  {name:12} {value:8.4f} {error:10} {images[name]:>8,} images  {methods.get(name, '')}".rstrip())
+    for name, reason in report["left_out"].items():
         print(f"  {name:12} left out: {reason}")
 
 
-def tell_agreement(found: dict[str, Any]) -> None:
-    """Prints the taus of each metric."""
-    print(f"{found['captions']:,} captions, {found['ratings']:,} ratings, protocol {found['protocol']}; taus times 100")
-    for name, taus in found["agreement"].items():
+def print_agreement(report: dict[str, Any]) -> None:
+    """Print the taus of each metric."""
+    print(
+        f"{report['captions']:,} captions, {report['ratings']:,} ratings, protocol {report['protocol']}; taus times 100"
+    )
+    for name, taus in report["agreement"].items():
         values = "  ".join(f"{tau} {'none' if value is None else f'{value:.1f}':>5}" for tau, value in taus.items())
-        print(f"  {name:12} {values}  {found['made_with'].get(name, '')}".rstrip())
-    for name, reason in found["left_out"].items():
+        print(f"  {name:12} {values}  {report['made_with'].get(name, '')}".rstrip())
+    for name, reason in report["left_out"].items():
         print(f"  {name:12} left out: {reason}")

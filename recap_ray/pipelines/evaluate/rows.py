@@ -1,4 +1,4 @@
-"""What is evaluated, read into one form: captions with their references, from a run, a JSON list or judgements.
+"""Read captions with their references from a run, a JSON list or judgements into one form.
 
 No torch.
 """
@@ -28,27 +28,27 @@ COLUMNS = ["key", "source", "caption", "clip_score", "aligned_clip_score"]
 
 @dataclass
 class EvaluationRows:
-    """Captions to score, a row each."""
+    """Captions to score, one row each."""
 
     keys: list[str]  # distinct
-    images: list[str]  # of judgements one image may have several rows
-    sources: list[str | None]  # files; None where it is not known
+    images: list[str]  # with judgements an image may have several rows
+    sources: list[str | None]  # files; None if unknown
     captions: list[str | None]  # None for an image without one
     references: list[list[str]]
-    scores: dict[str, np.ndarray] = field(default_factory=dict)  # that the run wrote, NaN where it has none
+    scores: dict[str, np.ndarray] = field(default_factory=dict)  # written by the run, NaN for missing ones
     judgements: Judgements | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def scored(self) -> np.ndarray:
-        """A mask (n,) of the rows that have a caption and references."""
+        """Return the mask (n,) of rows with a caption and references."""
         return np.array([bool(c and r) for c, r in zip(self.captions, self.references)], bool)
 
 
 @dataclass(frozen=True)
 class RunSource:
-    """The output folder of a run of `caption`, checked; `run` is its run.json."""
+    """Checked output folder of a run of `caption`; `run` is its run.json."""
 
     captions: str
     run: dict[str, Any]
@@ -59,7 +59,7 @@ class RunSource:
 
     @classmethod
     def open(cls, settings: EvaluateSettings) -> RunSource:
-        """Raises UserError for a folder that is none, or for references that cannot be read."""
+        """Open the run; raise UserError for another folder, or for references that cannot be read."""
         captions = settings.captions or ""
         _, run, files = open_output(captions)
         if not settings.references:
@@ -69,13 +69,15 @@ class RunSource:
         return cls(captions, run, files, settings.references, references, settings.subset)
 
     def read(self) -> EvaluationRows:
-        """The rows, in the order of their keys; read through Ray. Raises UserError for a key that comes twice, and
-        for references of images that were not captioned, unless they may be."""
+        """Return the rows, ordered by key, read with Ray.
+
+        Raises UserError for a duplicate key, and without --subset for references of images that were not captioned.
+        """
         table = pa.concat_tables(iter_part_rows(self.files, COLUMNS)).sort_by("key")
         keys = table["key"].to_pylist()
-        if twice := next((one for one, other in pairwise(keys) if one == other), None):
+        if duplicate := next((one for one, other in pairwise(keys) if one == other), None):
             raise UserError(
-                f"--captions {self.captions} holds the key {twice!r} twice: see `verify`, and remove the part that "
+                f"--captions {self.captions} holds the key {duplicate!r} twice: see `verify`, and remove the part that "
                 "does not belong to the run"
             )
         matched = match_keys(keys, self.references, self.references_path)
@@ -100,9 +102,9 @@ class RunSource:
 
 
 def read_predicted(settings: EvaluateSettings) -> EvaluationRows:
-    """The rows of a JSON list, which brings its own references."""
+    """Return the rows of a JSON list, which includes the references."""
     if settings.references:
-        raise UserError(f"--captions {settings.captions} holds its own references: leave --references out")
+        raise UserError(f"--captions {settings.captions} includes its references: leave --references out")
     predictions, references = read_predictions(settings.captions or "")
     keys = list(references)
     captions = [predictions.get(key) for key in keys]
@@ -110,7 +112,7 @@ def read_predicted(settings: EvaluateSettings) -> EvaluationRows:
 
 
 def read_judged(settings: EvaluateSettings) -> EvaluationRows:
-    """The rows of judgements, numbered from 1."""
+    """Return the rows of judgements, numbered from 1."""
     judged = read_judgements(settings.judgements or "", settings.references, settings.protocol)
     keys = [str(number + 1) for number in range(len(judged.images))]
     references = [judged.references.get(image, []) for image in judged.images]
@@ -123,30 +125,30 @@ def _sources(images: list[str], settings: EvaluateSettings) -> list[str | None]:
     if settings.images is None:
         return [None] * len(images)
     if not os.path.isdir(settings.images):
-        raise UserError(f"--images {settings.images} is no folder: expected the one that the images' names are in")
+        raise UserError(f"--images {settings.images} is no folder: expected the folder of the images")
     return list(locate_files(images, os.path.expanduser(settings.images), f"--images {settings.images}", "--images"))
 
 
 def match_keys(keys: list[str], references: dict[str, Any], path: str) -> dict[str, str | None]:
-    """For each key of the output the name its references have: the key itself, or else the file name alone.
+    """Return for each key of the output its name in the references: the key itself, or else the file name.
 
-    Raises UserError if no key has references at all, which is a mistake of paths rather than a gap.
+    Raises UserError if no key has references, which means wrong paths instead of missing references.
     """
     matched: dict[str, str | None] = {key: key if key in references else None for key in keys}
-    # A file name alone matches only where it is one image's on both sides, matched otherwise or not.
+    # A file name matches only if it is unique on both sides, also among keys that match otherwise.
     names, files = _by_file(references), _by_file(keys)
     matched |= {key: names.get(file) for file, key in files.items() if key and matched[key] is None}
     if not any(matched.values()):
         raise UserError(
-            f"--references {path} names none of the images captioned: it has {next(iter(references))!r}, "
+            f"--references {path} names none of the captioned images: it has {next(iter(references))!r}, "
             f"the output has {keys[0]!r}"
         )
     return matched
 
 
 def _by_file(names: Iterable[str]) -> dict[str, str | None]:
-    """File name -> the name that ends in it, or None where several do."""
-    found: dict[str, str | None] = {}
+    """Return file name -> the name that ends with it, or None for several."""
+    by_file: dict[str, str | None] = {}
     for name in names:
-        found[Path(name).name] = None if Path(name).name in found else name
-    return found
+        by_file[Path(name).name] = None if Path(name).name in by_file else name
+    return by_file

@@ -1,7 +1,7 @@
-"""Embeddings in a file or in memory -> the map: gathered in this process, fitted, chosen and saved. No Ray. No torch.
+"""Fit, select and save the alignment from embeddings in a file or in memory, in this process. No Ray. No torch.
 
 A/alignment.safetensors    weight (d, d), image_mean (d,), text_mean (d,), normalise ()
-A/alignment.json           the chosen recipe, the CLIP, and what every recipe retrieved on held-out images
+A/alignment.json           the selected recipe, the CLIP model, and the retrieval of every recipe on held-out images
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ if TYPE_CHECKING:
 
 
 def gather_embeddings(file: EmbeddingsFile, settings: FitAlignmentSettings) -> Gathered:
-    """Sums the pairs of a file in this process: there is no model to wait for."""
+    """Accumulate the pairs of a file in this process, since no model has to be run."""
     blocks = file.blocks()
     first, first_names = next(blocks)
     if not settings.normalise and np.allclose(np.linalg.norm(first.images, axis=1), 1, atol=1e-3):
         raise UserError(
-            f"--no-normalise: the images of {file.where} are of unit length already, but a map fitted so would be "
-            "given embeddings that are not: leave it out"
+            f"--no-normalise: the images of {file.where} are of unit length already, but the alignment "
+            "would be applied to embeddings that are not: leave it out"
         )
-    images = file.rows * len(set(first_names)) // len(first.texts)  # an estimate: the rest shows only in reading
+    images = file.rows * len(set(first_names)) // len(first.texts)  # an estimate, until all is read
     summing = Summing.of(images, file.rows, file.dim, settings)
-    collected = Collector(summing)
-    seen: set[int] = set()  # the rows of an image need not follow each other
+    collector = Collector(summing)
+    seen: set[int] = set()  # the rows of an image need not be adjacent
     with Progress("fit-alignment", file.rows, "pairs") as progress:
         for pairs, names in chain([(first, first_names)], blocks):
             started = monotonic()
             for number, fold in summing(pairs, names).items():
-                collected.add(number, fold)
-            collected.seconds += monotonic() - started
+                collector.add(number, fold)
+            collector.seconds += monotonic() - started
             seen.update(map(hash, names))
             progress.update(len(pairs.texts))
-    collected.images = len(seen)
-    return collected.gathered()
+    collector.images = len(seen)
+    return collector.gathered()
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The map that was chosen, and what each recipe reached; no map is always among them, to compare with."""
+    """Selected alignment, and the scores of all recipes, always including no alignment as the baseline."""
 
     alignment: LinearAlignment
     recipe: Recipe
@@ -66,10 +66,10 @@ class Fitted:
     seconds: Mapping[str, float]
 
 
-def fit_gathered(gathered: Gathered, wanted: Sequence[Recipe], where: str) -> Fitted:
-    """The simplest of the wanted maps within a standard error of the best, fitted on all pairs.
+def fit_gathered(gathered: Gathered, recipes: Sequence[Recipe], where: str) -> Fitted:
+    """Select the simplest recipe within one standard error of the best, and fit it on all pairs.
 
-    Raises UserError, which begins with `where`, if there is one image alone, or none.
+    Raises UserError, prefixed with `where`, for fewer than two images.
     """
     if gathered.images < 2:
         unread = f", {gathered.errors.total()} could not be read" if gathered.errors else ""
@@ -80,8 +80,8 @@ def fit_gathered(gathered: Gathered, wanted: Sequence[Recipe], where: str) -> Fi
     for fold in gathered.folds:
         total = total.merge(fold.moments)
     started = monotonic()
-    candidates = cross_validate(gathered.folds, list(dict.fromkeys([_no_map(wanted[0]), *wanted])))
-    chosen = choose(candidates, wanted)
+    candidates = cross_validate(gathered.folds, list(dict.fromkeys([_no_alignment(recipes[0]), *recipes])))
+    chosen = choose(candidates, recipes)
     validated = monotonic()
     alignment = solve(total, chosen)
     seconds = {"cross_validate": round(validated - started, 3), "solve": round(monotonic() - validated, 3)}
@@ -89,7 +89,7 @@ def fit_gathered(gathered: Gathered, wanted: Sequence[Recipe], where: str) -> Fi
 
 
 def save_fitted(fitted: Fitted, card: ClipCard, folder: Path) -> dict[str, Any]:
-    """Writes the two files of an alignment that is for this CLIP; gives the content of alignment.json."""
+    """Write the two files of an alignment for this CLIP, and return the content of alignment.json."""
     report = _report(fitted, card)
     alignment = fitted.alignment.to_bytes()
     commit(folder / "alignment.safetensors", lambda path: path.write_bytes(alignment))
@@ -98,7 +98,7 @@ def save_fitted(fitted: Fitted, card: ClipCard, folder: Path) -> dict[str, Any]:
 
 
 def check_dimensions(where: str, dim: int, card: ClipCard, clip: str) -> None:
-    """Raises UserError, which begins with `where`, unless embeddings of `dim` dimensions can be those of a CLIP."""
+    """Raise UserError, prefixed with `where`, unless `dim` is the embedding dimension of the CLIP model."""
     if dim != card.embed_dim:
         raise UserError(
             f"{where} has {dim} dimensions, but the CLIP {clip} has {card.embed_dim}: "
@@ -106,7 +106,7 @@ def check_dimensions(where: str, dim: int, card: ClipCard, clip: str) -> None:
         )
 
 
-def _no_map(recipe: Recipe) -> Recipe:
+def _no_alignment(recipe: Recipe) -> Recipe:
     return Recipe("identity", normalise=recipe.normalise)
 
 
@@ -126,14 +126,14 @@ def _report(fitted: Fitted, card: ClipCard) -> dict[str, Any]:
         "folds": FOLDS,
         "held_out_images": sum(len(fold.held_out.images) for fold in gathered.folds),
         "pool": f"the captions of the held-out images of one fold, {pool:,} on average",
-        "modality_gap": {"before": gaps.get(_no_map(fitted.recipe)), "after": gaps.get(fitted.recipe)},
+        "modality_gap": {"before": gaps.get(_no_alignment(fitted.recipe)), "after": gaps.get(fitted.recipe)},
         "held_out_retrieval": [candidate_entry(candidate) for candidate in fitted.candidates],
         "seconds": dict(fitted.seconds),
     }
 
 
 def candidate_entry(candidate: Candidate) -> dict[str, Any]:
-    """What alignment.json tells of a map that was tried."""
+    """Return the entry of a candidate in alignment.json."""
     scores = {name: round(value, 4) for name, value in candidate.scores.items()}
     return {
         **asdict(candidate.recipe),

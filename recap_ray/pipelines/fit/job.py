@@ -1,6 +1,6 @@
-"""Fit the map from image to caption space: pairs -> embeddings -> moments -> closed-form maps -> the best one.
+"""Fit the alignment from image to caption space: pairs -> embeddings -> moments -> closed-form solutions -> the best.
 
-What is fitted on and written, whether embeddings are given or to be computed, is told in fitting.py.
+The fit itself and its files, for pairs and for precomputed embeddings, are in fit.py.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from recap_ray.tables.embeddings import EmbeddingsFile
 
 
 def fit_alignment(settings: FitAlignmentSettings) -> int:
-    """Fits, chooses and saves the map; returns the exit code."""
-    wanted = recipes(settings.method, settings.center, settings.standardise, settings.normalise)
+    """Fit, select and save the alignment; return the exit code."""
+    candidates = recipes(settings.method, settings.center, settings.standardise, settings.normalise)
     if settings.plots:
         require_matplotlib()
     Compute(settings.device, settings.precision).check()
     card = ClipCard.of(settings.clip)
-    given = open_embeddings(settings, card) if settings.embeddings else open_pairs(settings)
+    source = open_embeddings(settings, card) if settings.embeddings else open_pairs(settings)
     run = open_run(settings.output, "fit-alignment", shaping(settings, card), asdict(settings))
     plots = open_plots(settings.plots) if settings.plots else None
     finished = run.is_finished()
@@ -45,24 +45,24 @@ def fit_alignment(settings: FitAlignmentSettings) -> int:
         if not plots:
             return 0
     started = monotonic()
-    if isinstance(given, EmbeddingsFile):
-        gathered = gather_embeddings(given, settings)
+    if isinstance(source, EmbeddingsFile):
+        gathered = gather_embeddings(source, settings)
     else:
-        gathered = gather_pairs(given, card, settings)
+        gathered = gather_pairs(source, card, settings)
     gathered.seconds = {"gather": round(monotonic() - started, 3), **gathered.seconds}
     if not finished:
         where = f"--{'embeddings' if settings.embeddings else 'pairs'} {settings.embeddings or settings.pairs}"
-        fitted = fit_gathered(gathered, wanted, where)
+        fitted = fit_gathered(gathered, candidates, where)
         report = save_fitted(fitted, card, run.folder)
         run.succeed()
-        _tell(fitted, report, run.folder)
+        _print_candidates(fitted, report, run.folder)
     if plots:
-        _draw(gathered, run, plots)
+        _save_plots(gathered, run, plots)
     return 0
 
 
 def shaping(settings: FitAlignmentSettings, card: ClipCard) -> dict[str, Any]:
-    """What the map depends on."""
+    """Return the inputs of the fingerprint: all that the alignment depends on."""
     source: dict[str, Any]
     if settings.embeddings:
         source = {"embeddings": file_stamp(settings.embeddings)}
@@ -83,14 +83,14 @@ def shaping(settings: FitAlignmentSettings, card: ClipCard) -> dict[str, Any]:
 
 
 def open_embeddings(settings: FitAlignmentSettings, card: ClipCard) -> EmbeddingsFile:
-    """The file of embeddings; raises UserError unless it has the dimension of the CLIP."""
+    """Open the file of embeddings; raise UserError unless it has the dimension of the CLIP model."""
     file = EmbeddingsFile.open(settings.embeddings or "")
     check_dimensions(file.where, file.dim, card, settings.clip)
     return file
 
 
 def open_pairs(settings: FitAlignmentSettings) -> pa.Table:
-    """The pairs with the files of their images; raises UserError if there is one image alone."""
+    """Read the pairs with the files of their images; raise UserError if there is only one image."""
     pairs = read_located_pairs(settings.pairs or "", settings.image_root)
     if len(pairs) < 2:
         raise UserError(
@@ -99,8 +99,8 @@ def open_pairs(settings: FitAlignmentSettings) -> pa.Table:
     return pairs
 
 
-def _tell(fitted: Fitted, report: dict[str, Any], folder: Path) -> None:
-    """Prints the best of each method; all of them are in alignment.json."""
+def _print_candidates(fitted: Fitted, report: dict[str, Any], folder: Path) -> None:
+    """Print the best recipe of each method; alignment.json has all of them."""
     candidates, chosen, gathered = fitted.candidates, fitted.recipe, fitted.gathered
     print(f"retrieval of {report['held_out_images']:,} held-out images among {report['pool']}; the best of each method")
     best: dict[str, Candidate] = {}
@@ -114,21 +114,21 @@ def _tell(fitted: Fitted, report: dict[str, Any], folder: Path) -> None:
         mark = "->" if recipe == chosen else "  "
         print(f"{mark} {recipe!s:40} {scores} +- {candidate.standard_error:.3f}  gap {candidate.modality_gap:.3f}")
     if not candidates:
-        print(f"too few images to compare maps: took the simplest, {chosen}")
+        print(f"too few images to compare alignments: selected the simplest, {chosen}")
     elif shown[chosen].scores["MRR"] < best["identity"].scores["MRR"]:
-        print(f"{chosen} retrieves worse than no map: --method auto would not have taken it")
+        print(f"{chosen} retrieves worse than no alignment: --method auto would not have selected it")
     if gathered.errors:
         codes = ", ".join(f"{code} {n:,}" for code, n in sorted(gathered.errors.items()))
         print(f"{gathered.errors.total():,} images left out: {codes}")
     print(f"{chosen}: {folder}/alignment.safetensors")
 
 
-def _draw(gathered: Gathered, run: Run, plots: Path) -> None:
-    """Draws what alignment.json tells, and the modality gap of held-out pairs."""
+def _save_plots(gathered: Gathered, run: Run, plots: Path) -> None:
+    """Plot the scores in alignment.json, and the modality gap of held-out pairs."""
     report = read_json(run.folder / "alignment.json", "the alignment in --output")
     candidates, chosen, gap = report["held_out_retrieval"], report["recipe"], report["modality_gap"]
     if not candidates:
-        print("too few images to compare maps: there is nothing to plot")
+        print("too few images to compare alignments: there is nothing to plot")
         return
     projection = project_gap(gathered.folds, Recipe(**chosen))
     figures = {"retrieval": retrieval_figure(candidates, chosen), "modality_gap": gap_figure(projection, gap)}

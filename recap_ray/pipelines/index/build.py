@@ -1,18 +1,18 @@
-"""Build the caption index: captions -> exact duplicates out -> shards of captions -> their embeddings in FAISS.
+"""Build the caption index: captions -> exact deduplication -> shards of captions -> their embeddings in FAISS.
 
     I/shard-00000.parquet    id, caption, origin
     I/shard-00000.faiss      the same ids with their embeddings
-    I/trained.faiss          of ivf and ivfpq: the centroids, which all shards have in common
-    I/queries.npy            of ivf and ivfpq: what their recall was measured with
+    I/trained.faiss          ivf and ivfpq: the centroids, shared by all shards
+    I/queries.npy            ivf and ivfpq: the queries that measured their recall
     I/index.json             written last: an index without it is not finished
 
 A shard is a part: it is embedded once, committed by rename, and skipped when the command is run again. For ivf and
-ivfpq it is written flat first: the centroids are trained on rows of all shards, which are then filled into lists.
+ivfpq it is first written flat: the centroids are trained on rows of all shards, which are then added to the lists.
 
-With `--extend` the new index begins with the shards of a finished one, byte for byte and never embedded again; the
-new captions, less those it holds already, follow in shards of their own with the ids that come next. `origin` says
-where a caption is from ("given", or what `--origin` named), and index.json how many there are of each origin. The type
-of the index and its centroids stay.
+With `--extend` the new index starts with the shards of a finished one, byte for byte and without embedding them again;
+the new captions that it does not contain follow in new shards with the next ids. `origin` is the source of a caption
+("given", or the value of `--origin`), and index.json has the count of each origin. The type of the index and its
+centroids are unchanged.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ from recap_ray.storage.paths import remove_leftovers
 from recap_ray.tables.captions import iter_captions
 from recap_ray.timing.progress import Progress
 
-RECALL = 0.95  # asked for unless told otherwise
+RECALL = 0.95  # default target
 
 
 def build_index(settings: BuildIndexSettings) -> int:
-    """Builds the index, or what is missing of it; returns the exit code."""
+    """Build the index, or its missing shards; return the exit code."""
     compute = Compute(settings.device, settings.precision)
     compute.check()
     card = ClipCard.of(settings.clip)
     base = IndexBase.of(settings.extend, card.identity, card.embed_dim)
     if base.layout and settings.index_type not in ("auto", base.layout.type):
         raise UserError(
-            f"--index-type {settings.index_type}: --extend {settings.extend} is of type {base.layout.type}, and stays "
-            "so; leave the type out, or build a new index of all captions"
+            f"--index-type {settings.index_type}: --extend {settings.extend} is of type {base.layout.type}, which "
+            "cannot change; leave the type out, or build a new index of all captions"
         )
     batches = iter_captions(settings.captions)
-    first = next(batches, [])  # a missing or unreadable file is told before the output folder is touched
+    first = next(batches, [])  # reports a missing or unreadable file before the output folder is touched
     shaping = {
         "captions": file_stamp(settings.captions),
         "clip": card.identity,
@@ -80,13 +80,13 @@ def build_index(settings: BuildIndexSettings) -> int:
         print(f"the index in {run.folder} is already built from these captions")
         return 0
     remove_leftovers(run.folder)
-    given, new_rows = write_shard_captions(run.folder, chain([first], batches), settings, base)
+    input_captions, new_rows = write_shard_captions(run.folder, chain([first], batches), settings, base)
     base.take_over(run.folder)
     shard_rows = [*base.shard_rows, *new_rows]
-    rows, duplicates = sum(shard_rows), given - sum(new_rows)
+    rows, duplicates = sum(shard_rows), input_captions - sum(new_rows)
     if not rows:
-        raise UserError(f"--captions {settings.captions} holds no caption to build an index of: expected one or more")
-    layout = settle_layout(run.folder, base, settings, rows, card.embed_dim)
+        raise UserError(f"--captions {settings.captions} holds no caption to index: expected one or more")
+    layout = resolve_layout(run.folder, base, settings, rows, card.embed_dim)
     index = IndexCard(run.folder, card.identity, card.embed_dim, rows, len(shard_rows), "", layout.type, layout.nlist)
     recall: dict[str, Any] | None = None
     todo = [n for n in range(len(shard_rows)) if not vectors_path(run.folder, n).exists()]
@@ -108,22 +108,22 @@ def build_index(settings: BuildIndexSettings) -> int:
             "shards": len(shard_rows),
             "shard_rows": shard_rows,
             **searched,
-            "recall": recall,  # null of a flat index, which finds all
+            "recall": recall,  # null for a flat index, which is exact
             "metric": "inner product of unit vectors (cosine)",
-            "captions_given": given,
+            "captions_given": input_captions,
             "duplicates_removed": duplicates,
             "origins": dict(Counter(base.origins) + Counter({settings.origin: sum(new_rows)})),
             "fingerprint": digest_of({"run": run.fingerprint, **searched}),
         },
     )
     run.succeed()
-    taken = f"{base.rows:,} taken over, " if base.rows else ""
-    print(f"{rows:,} captions ({taken}{duplicates:,} duplicates removed) in {len(shard_rows)} shards: {run.folder}")
+    reused = f"{base.rows:,} reused, " if base.rows else ""
+    print(f"{rows:,} captions ({reused}{duplicates:,} duplicates removed) in {len(shard_rows)} shards: {run.folder}")
     return 0
 
 
-def settle_layout(folder: Path, base: IndexBase, settings: BuildIndexSettings, rows: int, dim: int) -> Layout:
-    """The type of the index: the base's, or what training was done for before a stop, or else chosen and told why."""
+def resolve_layout(folder: Path, base: IndexBase, settings: BuildIndexSettings, rows: int, dim: int) -> Layout:
+    """Return the layout of the base or of a stopped build after training, or else select one and print the reason."""
     if base.layout:
         return base.layout
     if trained_path(folder).exists():
@@ -133,40 +133,40 @@ def settle_layout(folder: Path, base: IndexBase, settings: BuildIndexSettings, r
         memory = settings.index_memory_gb * 2**30
     layout, reason = choose_layout(settings.index_type, rows, dim, memory)
     lists = f" of {layout.nlist:,} lists" if layout.nlist else ""
-    print(f"an index of type {layout.type}{lists} for {rows:,} captions: {reason}", flush=True)
+    print(f"index of type {layout.type}{lists} for {rows:,} captions: {reason}", flush=True)
     return layout
 
 
 def write_shard_captions(
     folder: Path, batches: Iterable[list[str]], settings: BuildIndexSettings, base: IndexBase
 ) -> tuple[int, list[int]]:
-    """Commits the distinct captions of the input as shards with rising ids, after those of the base; gives how many
-    captions were given, and each new shard's rows. Of equal captions the first is kept.
+    """Commit the distinct captions of the input as shards with increasing ids, after those of the base.
 
-    The set that finds duplicates holds a 16-byte digest a caption, not its text.
+    Returns the number of input captions, and the rows of each new shard. Of equal captions the first is kept. The set
+    for deduplication holds a 16-byte digest per caption, not its text.
     """
     seen = {_digest(caption) for batch in base.captions() for caption in batch}
-    waiting: list[str] = []
+    pending: list[str] = []
     sizes: list[int] = []
-    given = 0
+    count = 0
 
-    def flush(least: int) -> None:
-        while len(waiting) >= least and waiting:
-            shard, first_id = waiting[: settings.shard_rows], base.rows + sum(sizes)
+    def flush(min_rows: int) -> None:
+        while len(pending) >= min_rows and pending:
+            shard, first_id = pending[: settings.shard_rows], base.rows + sum(sizes)
             write_captions(folder, len(base.shard_rows) + len(sizes), first_id, shard, settings.origin)
             sizes.append(len(shard))
-            del waiting[: len(shard)]
+            del pending[: len(shard)]
 
     for batch in batches:
-        given += len(batch)
+        count += len(batch)
         for caption in batch:
             digest = _digest(caption)
             if digest not in seen:
                 seen.add(digest)
-                waiting.append(caption)
+                pending.append(caption)
         flush(settings.shard_rows)
     flush(1)
-    return given, sizes
+    return count, sizes
 
 
 def _digest(caption: str) -> bytes:
@@ -174,7 +174,7 @@ def _digest(caption: str) -> bytes:
 
 
 def embed_shards(shards: list[int], folder: Path, card: ClipCard, compute: Compute) -> ray.data.Dataset:
-    """Shard numbers -> captions -> embeddings -> FAISS files, one block and one row of report a shard."""
+    """Embed shards: numbers -> captions -> embeddings -> FAISS files, one block and one report row per shard."""
     actors = model_stage(compute.device, len(shards))
     return (
         ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))

@@ -1,11 +1,11 @@
-"""How the actors of a run search the index: each for itself, by files that a node's actors share, or by shard actors.
+"""Index search of the actors of a run: a copy per actor, files shared by the actors of a node, or shard actors.
 
-    whole     every actor reads the index into its own memory (and on to its GPU, if it fits there)
-    mapped    the actors of a node map the files: the index is once in the node's memory, where the system keeps it
-    spread    an actor on each node holds some of the shards; a query goes to all of them, and their results are merged
+    whole     every actor loads the index into its own memory (and onto its GPU, if it fits)
+    mapped    the actors of a node memory-map the files: the page cache holds the index once per node
+    spread    one actor per node holds some of the shards; a query is sent to all of them, and the results are merged
 
-On a CPU all three return bitwise identical scores: which one `auto` takes follows from the number of actors and the
-memory of the nodes, and a part's rows must not.
+On a CPU all three return bitwise identical scores: the choice of `auto` depends on the number of actors and the memory
+of the nodes, and the rows of a part must not.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.captioners.base import Captioner
 from recap_ray.pipelines.index.shard_actors import SpreadIndex
 
-# Of a node's memory: what all copies of a whole index may take together, which they never give back; and what a mapped
-# one should fit in, for what does not stay in memory is read from disk at every search.
+# Shares of a node's memory: for all copies of a whole index together, which hold it permanently; and for a mapped one,
+# whose pages are read from disk at every search if they do not stay in memory.
 WHOLE_SHARE = 0.2
 MAPPED_SHARE = 0.5
 
 
 @contextmanager
-def shared_index(captioner: Captioner, asked: str, actors: int) -> Iterator[None]:
-    """Makes `actors` copies of a captioner, sent out within, search their index as asked for; with auto, as its size
-    and the nodes suggest. A captioner without an index stays as it is."""
+def shared_index(captioner: Captioner, requested: str, actors: int) -> Iterator[None]:
+    """Configure how `actors` copies of a captioner, created in this context, search their index.
+
+    With auto by its size and the nodes. A captioner without an index is unchanged.
+    """
     card = captioner.index_card
     if card is None:
         yield
         return
     memories = node_memories()
-    how, reason = (asked, "as asked for") if asked != "auto" else choose_search(card, actors, list(memories.values()))
+    how, reason = requested, "as requested"
+    if requested == "auto":
+        how, reason = choose_search(card, actors, list(memories.values()))
     print(f"index of {card.rows:,} captions (type {card.type}) in {card.shards:,} shards: {how}, {reason}", flush=True)
     if how == "spread":
         with SpreadIndex.started(card, list(memories)) as spread:
@@ -47,21 +51,21 @@ def shared_index(captioner: Captioner, asked: str, actors: int) -> Iterator[None
 
 
 def choose_search(card: IndexCard, actors: int, memories: list[float]) -> tuple[str, str]:
-    """How so many actors, evenly on nodes of so many bytes of memory each, search an index; and why."""
-    least = min(memories)
+    """Return how `actors` actors, spread evenly over nodes with these memories in bytes, search an index, and why."""
+    min_memory = min(memories)
     copies = -(-actors // len(memories))
     files, searched = card.file_bytes(), card.searched_bytes
-    if copies * files <= WHOLE_SHARE * least:
-        return "whole", f"{copies} copies of {_gib(files)} in a node's {_gib(least)}"
-    if searched <= MAPPED_SHARE * least:
-        return "mapped", f"{_gib(searched)}, once in a node's {_gib(least)}"
+    if copies * files <= WHOLE_SHARE * min_memory:
+        return "whole", f"{copies} copies of {_gib(files)} in a node's {_gib(min_memory)}"
+    if searched <= MAPPED_SHARE * min_memory:
+        return "mapped", f"{_gib(searched)}, once in a node's {_gib(min_memory)}"
     if len(memories) == 1:
-        return "mapped", f"{_gib(searched)} do not fit well in the {_gib(least)} of the only node"
-    return "spread", f"{_gib(searched)} over {len(memories)} nodes of {_gib(least)}"
+        return "mapped", f"{_gib(searched)} do not fit well in the {_gib(min_memory)} of the only node"
+    return "spread", f"{_gib(searched)} over {len(memories)} nodes of {_gib(min_memory)}"
 
 
 def node_memories() -> dict[str, float]:
-    """Bytes of memory that Ray may use on each node, by the node's id."""
+    """Return the memory in bytes that Ray may use on each node, by node id."""
     return {
         node["NodeID"]: node["Resources"]["memory"]
         for node in ray.nodes()

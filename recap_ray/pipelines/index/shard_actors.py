@@ -1,7 +1,7 @@
-"""Shards spread over the nodes as actors: fan-out, exact merge, and recovery when one of them dies.
+"""Shards distributed over the nodes as actors: fan-out, exact merge, and recovery from the death of an actor.
 
-An actor maps its shards' files, so that it starts at once wherever it is put. When its process or node dies Ray
-starts it again, on another node if need be, and sends it the searches that it still owes: who asked only waits longer.
+An actor memory-maps the files of its shards, so that it starts quickly on any node. If its process or node dies Ray
+restarts it, on another node if necessary, and resends its pending searches: the caller only waits longer.
 No torch.
 """
 
@@ -21,13 +21,13 @@ from recap_ray.caption_index.merge import Candidates, best_of
 from recap_ray.caption_index.search import CaptionIndex, CaptionSearch, IndexCard
 from recap_ray.errors import UserError
 
-# How long a search, with the recovery of an actor in it, may take. Starting an actor on another node takes seconds, and
-# noticing that a node has died half a minute.
+# Timeout of a search, including the recovery of an actor. Starting an actor on another node takes seconds, and
+# detecting a dead node half a minute.
 WAIT_S = 300.0
-SEARCHES_AT_ONCE = 4  # in an actor, a thread each
+SEARCHES_AT_ONCE = 4  # per actor, one thread each
 OPTIONS: dict[str, Any] = {
-    "num_cpus": 0,  # a CPU taken here would be missing to the stages around it
-    "memory": 2**20,  # bytes: actors that ask for nothing at all are put on any node, whatever they are told
+    "num_cpus": 0,  # a CPU reserved here would not be available to the other stages
+    "memory": 2**20,  # bytes: Ray ignores the node affinity of actors without any resource
     "max_restarts": -1,
     "max_task_retries": -1,
     "max_concurrency": SEARCHES_AT_ONCE,
@@ -35,19 +35,22 @@ OPTIONS: dict[str, Any] = {
 
 
 class ShardActor:
-    """Some neighbouring shards of an index. They are opened when they are first asked for: what is wrong with them then
-    reaches who asks, where a constructor's error would only be the actor's death."""
+    """Actor with some consecutive shards of an index.
+
+    They are opened on first use: an error is then raised to the caller, while an error in the constructor would only
+    kill the actor.
+    """
 
     def __init__(self, card: IndexCard, numbers: Sequence[int]):
         self.card, self.numbers = card, numbers
 
     @cached_property
     def index(self) -> CaptionIndex:
-        """The shards, opened."""
+        """Opened shards."""
         return CaptionIndex.open(self.card, mapped=True, numbers=self.numbers)
 
     def first_id(self) -> int:
-        """The id of its first caption."""
+        """Return the id of its first caption."""
         return self.index.first_ids[0]
 
     def candidates(self, queries: np.ndarray, k: int) -> Candidates:
@@ -59,12 +62,12 @@ class ShardActor:
         return self.index.captions(ids)
 
     def process(self) -> int:
-        """The id of its process."""
+        """Return the id of its process."""
         return os.getpid()
 
 
 class SpreadIndex(CaptionSearch):
-    """The index as its shard actors hold it; may be sent to any process of the cluster."""
+    """Index whose shards are held by actors; can be sent to any process of the cluster."""
 
     searched_by = "shard actors"
 
@@ -75,12 +78,13 @@ class SpreadIndex(CaptionSearch):
     @classmethod
     @contextmanager
     def started(cls, card: IndexCard, nodes: Sequence[str], wait_s: float = WAIT_S) -> Iterator[SpreadIndex]:
-        """Starts an actor on each of the nodes with these ids (never more than there are shards), and ends them
-        afterwards. Raises UserError if a shard cannot be opened.
+        """Start an actor on each node with these ids, at most one per shard, and end them afterwards.
+
+        Raises UserError if a shard cannot be opened.
         """
         slices = np.array_split(np.arange(card.shards), min(len(nodes), card.shards))
         actor = ray.remote(**OPTIONS)(ShardActor)
-        homes = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # soft: elsewhere once it is dead
+        homes = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # soft: another one once it is dead
         actors = [
             actor.options(scheduling_strategy=home).remote(card, numbers.tolist())
             for home, numbers in zip(homes, slices)
@@ -92,26 +96,25 @@ class SpreadIndex(CaptionSearch):
                 ray.kill(one)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """See CaptionSearch. Raises UserError if an actor is gone and does not come back in time."""
+        """See CaptionSearch. Raises UserError if an actor is lost and does not recover in time."""
         sent = ray.put(np.ascontiguousarray(queries, np.float32))  # once for all actors
-        found = self._wait([actor.candidates.remote(sent, k) for actor in self.actors])
-        return best_of(found, self.card.rescored, k)
+        results = self._wait([actor.candidates.remote(sent, k) for actor in self.actors])
+        return best_of(results, self.card.rescored, k)
 
     def captions(self, ids: np.ndarray) -> list[list[str]]:
         """See CaptionSearch."""
         wanted = np.unique(ids[ids >= 0])
         pieces = np.split(wanted, np.searchsorted(wanted, self.first_ids[1:]))
-        asked = [actor.captions.remote(piece[None]) for actor, piece in zip(self.actors, pieces) if len(piece)]
-        texts = [text for [row] in self._wait(asked) for text in row]
+        calls = [actor.captions.remote(piece[None]) for actor, piece in zip(self.actors, pieces) if len(piece)]
+        texts = [text for [row] in self._wait(calls) for text in row]
         by_id = dict(zip(wanted.tolist(), texts))
         return [[by_id[row_id] for row_id in row if row_id >= 0] for row in ids.tolist()]
 
-    def _wait(self, asked: list[Any]) -> list[Any]:
+    def _wait(self, calls: list[Any]) -> list[Any]:
         try:
-            return ray.get(asked, timeout=self.wait_s)
+            return ray.get(calls, timeout=self.wait_s)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
             raise UserError(
-                f"--index {self.card.folder}: its shard actors did not answer within {self.wait_s:.0f} s, though Ray "
-                "starts them again where they die: see whether the nodes are alive and reach the folder, and run the "
-                "command again"
+                f"--index {self.card.folder}: its shard actors did not answer within {self.wait_s:.0f} s, although Ray "
+                "restarts dead ones: check that the nodes are alive and reach the folder, and run the command again"
             ) from None

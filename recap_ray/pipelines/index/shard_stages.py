@@ -1,4 +1,4 @@
-"""What is done to whole shards of an index: captions read, vectors written, lists filled, neighbours found.
+"""Stages over whole shards of an index: read captions, write vectors, fill lists, search neighbours.
 
 No torch.
 """
@@ -20,12 +20,12 @@ from recap_ray.caption_index.shard import captions_path, faiss, read_vectors, ve
 
 @dataclass(frozen=True)
 class CaptionReader:
-    """Reads the captions of a shard."""
+    """Stage that reads the captions of a shard."""
 
     folder: Path
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The shard's rows: shard, id, caption."""
+        """Return the rows of the shard: shard, id, caption."""
         number = int(batch["shard"][0])
         table = read_captions(captions_path(self.folder, number))
         ids, captions = table["id"].to_numpy(), table["caption"].to_numpy()
@@ -34,50 +34,50 @@ class CaptionReader:
 
 @dataclass(frozen=True)
 class VectorWriter:
-    """Commits the FAISS file of a shard."""
+    """Stage that commits the FAISS file of a shard."""
 
     folder: Path
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One row of report."""
+        """Return one report row."""
         write_vectors(self.folder, int(batch["shard"][0]), batch["id"], batch["embedding"])
         return {"rows": np.array([len(batch["id"])])}
 
 
 @dataclass(frozen=True)
 class ListFiller:
-    """Makes a flat shard one of inverted lists."""
+    """Stage that converts a flat shard to inverted lists."""
 
     folder: Path
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One row of report."""
+        """Return one report row."""
         shard_into_lists(self.folder, int(batch["shard"][0]))
         return {"shards": np.array([1])}
 
 
 @dataclass(frozen=True)
 class ExactSearch:
-    """Compares the queries of an index with every vector of a shard."""
+    """Stage that compares the queries of an index with every vector of a shard."""
 
     folder: Path
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A row a query: `score`, `id` and `list` (K each) of its nearest vectors; the id -1 where there are fewer."""
+        """Return one row per query: `score`, `id` and `list` (K each) of its nearest vectors; id -1 for none."""
         vectors, ids = read_vectors(vectors_path(self.folder, int(batch["shard"][0])))
         stored, rows, lists = stored_vectors(vectors)
-        scores, found = faiss.knn(read_queries(self.folder), stored, K, metric=faiss.METRIC_INNER_PRODUCT)
-        return {"score": scores, "id": np.where(found < 0, -1, ids[rows[found]]), "list": lists[found]}
+        scores, nearest = faiss.knn(read_queries(self.folder), stored, K, metric=faiss.METRIC_INNER_PRODUCT)
+        return {"score": scores, "id": np.where(nearest < 0, -1, ids[rows[nearest]]), "list": lists[nearest]}
 
 
 @dataclass(frozen=True)
 class ListSearch:
-    """Searches a shard for the queries of its index as captioning will."""
+    """Stage that searches a shard with the queries of its index, as captioning does."""
 
     card: IndexCard
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A row a query: `estimate`, `id` and `score` of its candidates."""
+        """Return one row per query: `estimate`, `id` and `score` of its candidates."""
         index = CaptionIndex.open(self.card, numbers=[int(batch["shard"][0])])
         estimates, ids, scores = index.candidates(read_queries(self.card.folder), K)
         return {"estimate": estimates, "id": ids, "score": scores}

@@ -1,1 +1,1 @@
-"""What is done with a finished run: verify, check, compact, report."""
+"""Jobs on the output of a run: verify, check, compact, report."""

@@ -1,4 +1,4 @@
-"""Make a page of a run, or of two side by side: rows of it, their pictures as thumbnails, one HTML file."""
+"""Write an HTML page of a run, or of two side by side: rows with thumbnails of their images, in one file."""
 
 from __future__ import annotations
 
@@ -27,59 +27,59 @@ from recap_ray.storage.paths import commit
 from recap_ray.timing.progress import Progress
 
 Rows = list[dict[str, Any]]
-BLOCK_ROWS = 32  # of one task: reading and decoding them takes about a second from a slow store
-DEADLY = ("decoder_crashed", "decoder_hung")
+BLOCK_ROWS = 32  # per task: reading and decoding them takes about a second from a slow store
+CRASH_CODES = ("decoder_crashed", "decoder_hung")
 
 
 def report(settings: ReportSettings) -> int:
-    """Writes the page and returns 0."""
+    """Write the page and return 0."""
     output = output_file(settings.output)
     rows, page = _comparison(settings, settings.compare) if settings.compare else _gallery(settings)
     commit(output, lambda path: path.write_text(page, encoding="utf-8"))
-    print(f"{rows:,} pictures, {len(page.encode()) / 1e6:.1f} MB: {output}")
+    print(f"{rows:,} images, {len(page.encode()) / 1e6:.1f} MB: {output}")
     return 0
 
 
 def _gallery(settings: ReportSettings) -> tuple[int, str]:
-    """How many rows of one run its page shows, and the page."""
+    """Return the number of rows on the page of one run, and the page."""
     assert settings.captions is not None
     folder, run, files = open_output(settings.captions)
     chosen = choose_rows(files, settings.images, settings.sample, settings.seed)
-    rows = with_thumbnails(chosen.tables, run, settings, deadly(chosen.tables))
+    rows = with_thumbnails(chosen.tables, run, settings, crashing_keys(chosen.tables))
     summary = folder / "summary.json"
     about = read_json(summary, "--captions") if summary.exists() else {}
-    about |= {"images": chosen.rows_of_run}  # those that are done, also while the run is at work
+    about |= {"images": chosen.rows_of_run}  # the finished ones, also while the run is active
     return len(rows), render_gallery(rows, run, about, settings.sample, chosen.scores)
 
 
 def _comparison(settings: ReportSettings, folders: tuple[str, str]) -> tuple[int, str]:
-    """How many images of two runs their page shows, and the page."""
+    """Return the number of images on the page of two runs, and the page."""
     (_, run_a, files_a), (_, run_b, files_b) = (open_output(folder, "--compare") for folder in folders)
     seed = settings.seed if settings.sample == "random" else None
     tables, in_both = rows_in_both(files_a, files_b, settings.images, seed)
     if not in_both:
-        raise UserError(f"--compare {folders[0]} {folders[1]}: no image is in both, told by their keys: give two "
-                        "runs over the same images")  # fmt: skip
-    rows = with_thumbnails([tables[0]], run_a, settings, deadly(tables))
-    rows.sort(key=lambda row: row["key"])  # as rows_in_both has them: Ray may give them in another order
+        raise UserError(f"--compare {folders[0]} {folders[1]}: they have no image key in common: give two runs "
+                        "over the same images")  # fmt: skip
+    rows = with_thumbnails([tables[0]], run_a, settings, crashing_keys(tables))
+    rows.sort(key=lambda row: row["key"])  # the order of rows_in_both, which Ray does not preserve
     return len(rows), render_comparison(rows, tables[1].to_pylist(), run_a, run_b, in_both, settings.sample)
 
 
-def deadly(tables: Iterable[pa.Table]) -> frozenset[str]:
-    """The keys of the pictures that crashed or hung their decoder: they are not decoded again."""
+def crashing_keys(tables: Iterable[pa.Table]) -> frozenset[str]:
+    """Return the keys of images that crashed or hung their decoder, which are not decoded again."""
     rows = (row for table in tables for row in table.select(["key", "error"]).to_pylist())
-    return frozenset(row["key"] for row in rows if row["error"] and error_code(row["error"]) in DEADLY)
+    return frozenset(row["key"] for row in rows if row["error"] and error_code(row["error"]) in CRASH_CODES)
 
 
 def with_thumbnails(
-    tables: list[pa.Table], run: dict[str, Any], settings: ReportSettings, spared: frozenset[str]
+    tables: list[pa.Table], run: dict[str, Any], settings: ReportSettings, skipped: frozenset[str]
 ) -> Rows:
-    """The rows with their thumbnails, made by Ray's workers, but for the pictures of `spared` keys."""
+    """Return the rows with thumbnails, made by Ray's workers, except for the images of `skipped` keys."""
     limits = ImageLimits(run["settings"]["max_image_bytes"], run["settings"]["max_image_pixels"])
-    add_thumbnails = ThumbnailMaker(ImageReader(limits.max_bytes), limits, spared)
+    add_thumbnails = ThumbnailMaker(ImageReader(limits.max_bytes), limits, skipped)
     blocks = [table.slice(first, BLOCK_ROWS) for table in tables for first in range(0, len(table), BLOCK_ROWS)]
     rows: Rows = []
-    with Progress("report", sum(map(len, tables)), "pictures") as progress, ray_session(settings):
+    with Progress("report", sum(map(len, tables)), "images") as progress, ray_session(settings):
         chain = ray.data.from_arrow(blocks).map_batches(add_thumbnails, batch_format="pyarrow", **cpu_stage())
         for row in chain.iter_rows():
             rows.append(row)
@@ -89,30 +89,30 @@ def with_thumbnails(
 
 @dataclass(frozen=True)
 class ThumbnailMaker:
-    """Rows -> the same rows with two more columns: `thumbnail`, a data URI, and where it is null `no_picture`, why.
+    """Stage that adds two columns to rows: `thumbnail`, a data URI, and `no_picture`, the reason if it is null.
 
-    What is wrong with a picture costs no other one its thumbnail: it is decoded in a child process. What is wrong with
-    a tar, a table or a store is told of each picture in it.
+    Images are decoded in a child process, so that a bad image does not affect the others. An error of a tar, a table or
+    a store is reported for each image in it.
     """
 
     reader: ImageReader
     limits: ImageLimits
-    spared: frozenset[str] = frozenset()  # keys of pictures that are not even read
+    skipped: frozenset[str] = frozenset()  # keys of images that are not read
     make: Callable[[bytes, int, ImageLimits], str] = thumbnail  # raises ImageError; may crash or hang
     timeout_s: float = TIMEOUT_S
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """The rows of a block, with both columns."""
+        """Return the rows of a block, with both columns."""
         sources = dict(zip(rows["key"].to_pylist(), rows["source"].to_pylist(), strict=True))
-        tried = {key: source for key, source in sources.items() if key not in self.spared}
-        found = dict(zip(tried, self._thumbnails(tried.values()), strict=True))
-        pairs = [found.get(key, (None, "decoding it crashed or hung before")) for key in rows["key"].to_pylist()]
+        tried = {key: source for key, source in sources.items() if key not in self.skipped}
+        results = dict(zip(tried, self._thumbnails(tried.values()), strict=True))
+        pairs = [results.get(key, (None, "decoding it crashed or hung before")) for key in rows["key"].to_pylist()]
         for number, name in enumerate(("thumbnail", "no_picture")):
             rows = rows.append_column(name, pa.array([pair[number] for pair in pairs], pa.string()))
         return rows
 
     def _thumbnails(self, sources: Iterable[str]) -> Iterator[tuple[str | None, str | None]]:
-        """(thumbnail, None) or (None, why there is none) of each picture."""
+        """Yield (thumbnail, None) or (None, the reason) for each image."""
         make = _isolated(self.make, self.timeout_s)
         broken: dict[str, ImageError] = {}
         for source in sources:
@@ -122,8 +122,11 @@ class ThumbnailMaker:
                 yield None, str(error)
 
     def _read(self, source: str, broken: dict[str, ImageError]) -> bytes:
-        """The bytes of a picture; raises ImageError for whatever keeps them from us. `broken` has what was wrong with a
-        file of many images, or by "" with a store, which would else be asked for a minute again."""
+        """Return the bytes of an image; raise ImageError for any failure.
+
+        `broken` caches the errors of files with many images, and by "" of a store, which would be retried for a minute
+        otherwise.
+        """
         container = split_source(source)[0]
         if container in broken:
             raise broken[container]
@@ -138,6 +141,8 @@ class ThumbnailMaker:
 
 @cache
 def _isolated(make: Callable[..., str], timeout_s: float) -> IsolatedCalls:
-    """This worker's child process. It is kept from block to block: one takes a second of a core to start, in which it
-    makes 2,000 thumbnails of small pictures."""
+    """Return the child process of this worker, kept between blocks.
+
+    Starting one takes a second of a core, enough for 2,000 thumbnails of small images.
+    """
     return IsolatedCalls(make, timeout_s)

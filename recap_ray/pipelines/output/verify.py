@@ -1,8 +1,8 @@
-"""Prove that each input image is in the output exactly as often as in the input.
+"""Verify that each input image is in the output exactly as often as in the input.
 
-The proof looks at the input and the rows of the output alone: it knows nothing of plans, reports or marks of success.
-Workers index tars and Parquet files and read the rows' keys, and give back sums (runs/key_digests.py); keys come to the
-driver only from buckets in which the two sides differ. Single files are listed by the driver, which is one listing.
+The check uses only the input and the rows of the output, not manifests, reports or _SUCCESS. Workers index tars and
+Parquet files, read the keys of the rows, and return digests (runs/key_digests.py); keys are sent to the driver only for
+buckets in which the two sides differ. Single files are listed by the driver, which is one listing.
 No torch.
 """
 
@@ -40,36 +40,36 @@ from recap_ray.timing.progress import Progress
 
 
 def verify(settings: VerifySettings) -> int:
-    """Prints and returns 0 if every input key is in the output as often as in the input, else the faulty keys and 1."""
-    found = find_input(settings.images)
+    """Print the differences in keys between input and output; return 0 without any, else 1."""
+    images = find_input(settings.images)
     _, _, files = open_output(settings.captions)
     with ray_session(settings):
-        comparison = compare(input_side(found), FileKeys("output", files, OutputKeys(storage_options())))
+        comparison = compare(input_side(images), FileKeys("output", files, OutputKeys(storage_options())))
     print_comparison(comparison)
     return 0 if comparison else 1
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """The first keys of each fault, and how many there are of all."""
+    """Print the first keys of each fault, and the counts of all."""
     faults = comparison.faults
-    for what, fault in faults.items():
+    for name, fault in faults.items():
         for key in fault.first:
-            print(f"{what}: {key}")
+            print(f"{name}: {key}")
         if fault.count > len(fault.first):
-            print(f"{what}: ... and {fault.count - len(fault.first):,} more")
-    counts = ", ".join(f"{fault.count:,} {what}" for what, fault in faults.items())
-    print(f"{comparison.wanted:,} images, {comparison.there:,} rows:", counts)
+            print(f"{name}: ... and {fault.count - len(fault.first):,} more")
+    counts = ", ".join(f"{fault.count:,} {name}" for name, fault in faults.items())
+    print(f"{comparison.expected:,} images, {comparison.actual:,} rows:", counts)
 
 
-def input_side(found: Input) -> Side:
-    """The keys of the input as it is whenever they are read."""
-    if listing := found.list_files:
+def input_side(images: Input) -> Side:
+    """Return the keys of the input, which is read again on each pass."""
+    if listing := images.list_files:
         return LocalKeys(lambda: listed_keys(listing))
-    return FileKeys("input", [container.path for container in found.containers], InputKeys(storage_options()))
+    return FileKeys("input", [container.path for container in images.containers], InputKeys(storage_options()))
 
 
 def listed_keys(listing: Callable[[], Iterator[ManifestRow]]) -> Iterator[str]:
-    """The keys of single files; how many there are is not known before."""
+    """Yield the keys of single files, whose number is not known in advance."""
     with Progress("verify input", 0, "images", open_end=True) as progress:
         for batch in batches(row.key for row in listing()):
             yield from batch
@@ -78,21 +78,21 @@ def listed_keys(listing: Callable[[], Iterator[ManifestRow]]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class FileKeys:
-    """A side that workers read, some files a block."""
+    """Side that is read by workers, several files per block."""
 
     what: str
     files: Sequence[Path]
     read: Callable[[str], Iterable[str]]  # the keys of a file, in a worker
 
     def sums(self) -> BucketSums:
-        """Of all keys; a block of files comes to the driver as 160 KiB."""
+        """Sum the digests of all keys; a block of files sends 160 KiB to the driver."""
         total = BucketSums()
-        for table in self._blocks(KeySummer(self.read), f"verify {self.what}"):
+        for table in self._blocks(KeyDigester(self.read), f"verify {self.what}"):
             total = total.merge(BucketSums.from_bytes(table["sums"][0].as_py()))
         return total
 
     def keys_in(self, buckets: np.ndarray) -> Iterator[pa.Array]:
-        """The keys in these buckets, a block of files at a time."""
+        """Yield the keys in these buckets, a block of files at a time."""
         what = f"verify {self.what}, keys in {len(buckets):,} of {BUCKETS:,} buckets"
         for table in self._blocks(KeyPicker(self.read, buckets), what):
             yield table["keys"].combine_chunks().flatten()
@@ -105,48 +105,48 @@ class FileKeys:
 
 
 @dataclass(frozen=True)
-class KeySummer:
-    """Adds up the keys of a block of files."""
+class KeyDigester:
+    """Stage that sums the key digests of a block of files."""
 
     read: Callable[[str], Iterable[str]]
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row: how many files they are, and the sums."""
+        """Return one row: the number of files, and the sums."""
         sums = BucketSums.of(chain.from_iterable(map(self.read, batch["file"].to_pylist())))
         return pa.table({"files": [len(batch)], "sums": pa.array([sums.to_bytes()], pa.binary())})
 
 
 @dataclass(frozen=True)
 class KeyPicker:
-    """Picks the keys in some buckets out of a block of files."""
+    """Stage that selects the keys in some buckets from a block of files."""
 
     read: Callable[[str], Iterable[str]]
     buckets: np.ndarray
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row: how many files they are, and the keys."""
+        """Return one row: the number of files, and the keys."""
         keys = list(pick_keys(chain.from_iterable(map(self.read, batch["file"].to_pylist())), self.buckets))
         return pa.table({"files": [len(batch)], "keys": pa.array([keys], pa.list_(KEY_TYPE))})
 
 
 @dataclass(frozen=True)
 class InputKeys:
-    """The keys of a tar or Parquet file as it is now."""
+    """Reader of the keys of a tar or Parquet file of the input."""
 
     options: dict[str, Any]  # of storage_path
 
     def __call__(self, file: str) -> Iterator[str]:
-        """Those of a row each."""
+        """Yield the key of each row."""
         return (row.key for row in index_file(storage_path(file, "--images", self.options)))
 
 
 @dataclass(frozen=True)
 class OutputKeys:
-    """The keys of a file of a run."""
+    """Reader of the keys of an output file."""
 
     options: dict[str, Any]  # of storage_path
 
     def __call__(self, file: str) -> Iterator[str]:
-        """One a row; raises UserError if the file went away since it was found."""
+        """Yield the key of each row; raise UserError if the file was removed since it was listed."""
         for rows in ColumnReader(["key"], self.options).read(file):
             yield from rows["key"].to_pylist()
