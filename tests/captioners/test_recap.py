@@ -50,8 +50,8 @@ def test_the_same_batch_gives_bitwise_identical_rows(captioner, pictures):
 
 def test_the_margin_of_a_row_is_that_of_its_own_decisions(captioner, pictures):
     """Else a difference could pass for a near tie, or a near tie for a mistake."""
-    margins = [margin_of(captioner, pixels, key) for pixels, key in list(zip(*pictures))[:9]]
-    assert sum(margin.is_near_tie() for margin in margins) <= 4  # of beams, whose means lie close together
+    margins = [margin_of(captioner, pixels, key) for pixels, key in list(zip(*pictures))[:12]]
+    assert sum(margin.is_near_tie() for margin in margins) <= 6  # of beams, whose means lie close together
     rows = as_rows(captioner.caption(*pictures, StageClock()))
     for row, margin in zip(rows, margins):
         scores = {score for score, text in zip(row["candidate_scores"], row["candidates"]) if text}
