@@ -206,9 +206,11 @@ def loop_settings(built, tmp_path_factory):
 def looped_once(loop_settings, tmp_path_factory) -> Path:
     """What the loop wrote; for reading alone."""
     from recap_ray.pipelines.augment.job import augment_index
+    from recap_ray.runs import run
 
     def make(folder: Path) -> None:
         assert augment_index(loop_settings) == 0
+        run._locks.pop(Path(loop_settings.output).resolve()).close()  # for the process that runs it again
         shutil.copytree(loop_settings.output, folder / "out")
 
     return made_once(tmp_path_factory, "loop", make) / "out"

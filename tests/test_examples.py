@@ -61,9 +61,9 @@ def test_every_command_of_a_page_is_taken(page, taken, capsys):
 
 
 def test_pages_have_the_commands_that_are_looked_for():
-    pages = "README.md", "docs/cluster.md", "docs/faq.md"
-    readme, cluster, faq = (commands_of((ROOT / page).read_text()) for page in pages)
-    assert {command.split()[0] for command in readme} >= set(cli.JOBS) - {"demo"}
+    pages = "docs/usage.md", "docs/decoders.md", "docs/cluster.md", "docs/faq.md"
+    usage, decoders, cluster, faq = (commands_of((ROOT / page).read_text()) for page in pages)
+    assert {command.split()[0] for command in usage + decoders} >= set(cli.JOBS) - {"demo"}
     assert "caption.py --config deploy/caption.yaml" in cluster
     assert len(faq) >= 12
 
