@@ -153,8 +153,8 @@ def compare(exact: Decoder, fast: Decoder) -> None:
 
 
 def counted_seconds(config: GPT2Config, count: int, slots: int, flops: float, bandwidth: float) -> float:
-    """Return the least time for `count` prompts: of prefill and of each step the operations or the bytes, whichever is
-    longer.
+    """Return the least time for `count` prompts: of prefill and of each step, the longer of its
+    operations and its bytes.
 
     Operations: 2 a weight and token. Bytes, 2 each: the weights once a step, the keys and values of each prompt once
     for all its slots, and of each slot its own.

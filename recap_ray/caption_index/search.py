@@ -76,7 +76,7 @@ class IndexCard:
         return [*common, *shards]
 
     def file_bytes(self) -> int:
-        """Return what they take on disk, told by one listing."""
+        """Return the size of the index on disk in bytes, by one listing."""
         sizes = sizes_in(self.folder)
         return sum(sizes[file.name] for file in self.files())
 

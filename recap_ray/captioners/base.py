@@ -45,5 +45,5 @@ class Captioner(ABC):
 
     @abstractmethod
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
-        """Return the columns schema.CAPTIONER_COLUMNS for uint8 pixels (n, height, width, 3) and their keys; tells
-        `clock` its stages."""
+        """Return the columns schema.CAPTIONER_COLUMNS for uint8 pixels (n, height, width, 3) and their keys; time
+        the stages with `clock`."""

@@ -45,7 +45,7 @@ class Scene:
     background: str
 
     def swapped(self) -> Scene:
-        """Return the same picture told from the other shape, with the inverse relation."""
+        """Return the same picture described from the other shape, with the inverse relation."""
         return Scene(self.second, INVERSE[self.relation], self.first, self.background)
 
 

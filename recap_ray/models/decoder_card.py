@@ -38,7 +38,7 @@ class DecoderCard:
     mapper: MapperShape | None  # None for recap
 
     def save(self, folder: Path, made_by: Mapping[str, Any]) -> None:
-        """Write decoder.json, last of all files of the folder; `made_by` tells people how it came to be."""
+        """Write decoder.json, last of all files of the folder; `made_by` records its training for people."""
         write_json(folder / CARD, {**asdict(self), "made_by": made_by})
 
     @classmethod

@@ -8,13 +8,13 @@ from tests.alignment.worlds import clip_like, embeddings, moments_of, pairs_of
 
 
 def folds_of(pairs: EmbeddedPairs, names: list[str], share: float = 1.0) -> list[Fold]:
-    dealt = cv.assign_folds(names)
+    assigned = cv.assign_folds(names)
     folds = []
     for number in range(cv.FOLDS):
-        own = pairs.of_images(dealt.astype(int) == number)
+        own = pairs.of_images(assigned.astype(int) == number)
         moments = Moments.zeros(pairs.images.shape[1])
         moments.add(own)
-        fractions = dealt[dealt.astype(int) == number] - number
+        fractions = assigned[assigned.astype(int) == number] - number
         folds.append(Fold(moments, own.of_images(fractions < share)))
     return folds
 
@@ -47,9 +47,9 @@ def test_auto_on_400_pairs_of_512_dimensions_is_never_worse_than_no_map_on_fresh
 
 def test_no_image_is_ever_on_both_sides_and_folds_follow_from_names_alone(monkeypatch):
     names = [f"{i}.jpg" for i in range(300)]
-    dealt = cv.assign_folds(names)
-    assert np.array_equal(dealt[::-1], cv.assign_folds(names[::-1]))
-    assert np.bincount(dealt.astype(int), minlength=5).min() > 30 and 0 <= dealt.min() <= dealt.max() < 5
+    assigned = cv.assign_folds(names)
+    assert np.array_equal(assigned[::-1], cv.assign_folds(names[::-1]))
+    assert np.bincount(assigned.astype(int), minlength=5).min() > 30 and 0 <= assigned.min() <= assigned.max() < 5
     images, texts = embeddings(300, 4)
     images[:, 0] = np.arange(300)  # marks each image
     seen = []
