@@ -210,7 +210,9 @@ def looped_once(loop_settings, tmp_path_factory) -> Path:
 
     def make(folder: Path) -> None:
         assert augment_index(loop_settings) == 0
-        run._locks.pop(Path(loop_settings.output).resolve()).close()  # for the process that runs it again
+        folders = [path for path in run._locks if path.is_relative_to(Path(loop_settings.output).resolve())]
+        for locked in folders:  # of the loop and of the runs in it, for the process that runs it again
+            run._locks.pop(locked).close()
         shutil.copytree(loop_settings.output, folder / "out")
 
     return made_once(tmp_path_factory, "loop", make) / "out"
