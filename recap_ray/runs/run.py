@@ -29,22 +29,16 @@ from recap_ray.storage.files import digest_of, read_json, write_json
 from recap_ray.storage.paths import commit, is_remote, make_folder, names_in, storage_path
 from recap_ray.version import __version__
 
-# The files a job commits first; a folder with none of them holds no results.
-RESULTS = (
-    "captions/part-*.parquet",
-    "captions/pack-*.parquet",
-    "shard-*.faiss",
-    "alignment.safetensors",
-    "round-0/alignment/_SUCCESS",
-    "embedded/part-*.parquet",
-    "decoder.json",
-)
-
-# The files a job prepares before that, and another run must not find.
-PREPARED = ("plan/*", "shard-*.parquet", "validation.parquet", "round-*")
-
 # Kept open until the process ends: closing a file releases its lock.
 _locks: dict[Path, IO[str]] = {}
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a job in its output folder, as glob patterns."""
+
+    results: tuple[str, ...]  # committed first: a folder with none of them holds no results of the job
+    prepared: tuple[str, ...] = ()  # written before those; a run with other settings must not find them
 
 
 @dataclass(frozen=True)
@@ -90,23 +84,23 @@ class Run:
         (self.folder / "_SUCCESS").unlink(missing_ok=True)
 
 
-def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mapping[str, Any]) -> Run:
-    """Start or resume the run in folder `output`; the fingerprint is a digest of `shaping`.
+def open_run(output: str, job: str, shaping: Mapping[str, Any], settings: Mapping[str, Any], files: RunFiles) -> Run:
+    """Start or resume the run in folder `output`; the fingerprint is a digest of `shaping`, `files` are the job's.
 
     Raises UserError if the folder holds another run's results, or files that are no run, or if another process uses
     it. A run that was abandoned before its first result is replaced.
     """
     folder, fingerprint = output_folder(output), digest_of({"job": job, **shaping})
-    if any(not name.startswith(".") for name in names_in(folder)):
-        _check_same_run(folder, fingerprint, shaping, job)
+    if _visible_names(folder):
+        _check_same_run(folder, fingerprint, shaping, job, files)
     try:
         make_folder(folder)
         lock_folder(folder, "--output")
     except OSError as error:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): name another folder") from None
     if (folder / "run.json").exists():  # again, now under the lock: another process may have written it
-        _check_same_run(folder, fingerprint, shaping, job)
-        _discard_abandoned(folder, fingerprint)
+        _check_same_run(folder, fingerprint, shaping, job, files)
+        _discard_abandoned(folder, fingerprint, files)
     run = Run(folder, fingerprint)
     content = {
         "job": job,
@@ -180,11 +174,11 @@ def _read_heartbeat(folder: Path) -> Mapping[str, Any] | None:
     return cast(Mapping[str, Any] | None, read_json(folder / "run.json", "the run in --output").get("heartbeat"))
 
 
-def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], job: str) -> None:
+def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], job: str, files: RunFiles) -> None:
     if not (folder / "run.json").exists():
         raise UserError(f"--output {folder} is not empty and holds no run of recap-ray: name a new folder")
     old = read_json(folder / "run.json", "the run in --output")
-    if old.get("fingerprint") == fingerprint or not _has_results(folder):
+    if old.get("fingerprint") == fingerprint or not _has_results(folder, files if old.get("job") == job else None):
         return
     old_shaping = old.get("made_from", {})
     changed = [name for name in shaping if old_shaping.get(name) != shaping[name]] if old.get("job") == job else ["job"]
@@ -194,14 +188,23 @@ def _check_same_run(folder: Path, fingerprint: str, shaping: Mapping[str, Any], 
     )
 
 
-def _has_results(folder: Path) -> bool:
-    return any(result for pattern in RESULTS for result in folder.glob(pattern))
+def _has_results(folder: Path, files: RunFiles | None) -> bool:
+    """Return whether `folder` holds results; `files` is None for a run of another job, whose files have unknown names:
+    then every visible file beside run.json counts as a result."""
+    if files is None:
+        return _visible_names(folder) != ["run.json"]
+    return any(result for pattern in files.results for result in folder.glob(pattern))
 
 
-def _discard_abandoned(folder: Path, fingerprint: str) -> None:
+def _visible_names(folder: Path) -> list[str]:
+    """Return the names in `folder` without locks, leftovers and other hidden files."""
+    return [name for name in names_in(folder) if not name.startswith(".")]
+
+
+def _discard_abandoned(folder: Path, fingerprint: str, files: RunFiles) -> None:
     """Remove the files that an abandoned run prepared in `folder`; only the holder of the lock may."""
     if read_json(folder / "run.json", "the run in --output").get("fingerprint") != fingerprint:
-        for path in (path for pattern in PREPARED for path in folder.glob(pattern)):
+        for path in (path for pattern in files.prepared for path in folder.glob(pattern)):
             if path.is_dir():
                 shutil.rmtree(path)
             else:

@@ -7,43 +7,77 @@ from pathlib import Path
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.runs.run import open_run, output_file, output_folder
+from recap_ray.runs.run import RunFiles, open_run, output_file, output_folder
 from recap_ray.storage.files import read_json, write_json
 from recap_ray.storage.paths import storage_path
 
+FILES = RunFiles(results=("captions/part-*.parquet",), prepared=("plan/*", "round-*", "validation.parquet"))
+OTHER_FILES = RunFiles(results=("shard-*.faiss",), prepared=("shard-*.parquet",))
+
 
 def commit_a_part(output) -> None:
-    (Path(output) / "captions").mkdir()
+    (Path(output) / "captions").mkdir(exist_ok=True)
     (Path(output) / "captions" / "part-000000-x.parquet").touch()
 
 
 def test_the_same_settings_are_the_same_run_and_others_are_refused(tmp_path):
     output = str(tmp_path / "out")
-    run = open_run(output, "caption", {"clip": "a", "seed": 0}, {"clip": "a"})
+    run = open_run(output, "caption", {"clip": "a", "seed": 0}, {"clip": "a"}, FILES)
     commit_a_part(output)
-    assert open_run(output, "caption", {"seed": 0, "clip": "a"}, {"clip": "a"}) == run
+    assert open_run(output, "caption", {"seed": 0, "clip": "a"}, {"clip": "a"}, FILES) == run
     with pytest.raises(UserError, match=r"holds another run \(it differs in seed\)"):
-        open_run(output, "caption", {"clip": "a", "seed": 1}, {})
+        open_run(output, "caption", {"clip": "a", "seed": 1}, {}, FILES)
     with pytest.raises(UserError, match=r"holds another run \(it differs in job\)"):
-        open_run(output, "build-index", {"clip": "a", "seed": 0}, {})
+        open_run(output, "build-index", {"clip": "a", "seed": 0}, {}, OTHER_FILES)
+
+
+@pytest.mark.parametrize("name", ["captions/part-0.parquet", "decoder.json", "_SUCCESS", "plan/plan-0.parquet"])
+def test_any_file_of_another_job_is_a_result_and_stays(tmp_path, name):
+    output = tmp_path / "out"
+    open_run(str(output), "caption", {"clip": "a"}, {}, FILES)
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).touch()
+    with pytest.raises(UserError, match=r"holds another run \(it differs in job\)"):
+        open_run(
+            str(output), "train-decoder", {"clip": "a"}, {}, RunFiles(results=("embedded/*",), prepared=("plan/*",))
+        )
+    assert (output / name).exists() and read_json(output / "run.json", "the run")["job"] == "caption"
+
+
+def test_another_job_that_wrote_nothing_is_replaced(tmp_path):
+    output = str(tmp_path / "out")
+    open_run(output, "caption", {"clip": "a"}, {}, FILES)  # leaves run.json and a hidden lock
+    run = open_run(output, "build-index", {"clip": "a"}, {}, OTHER_FILES)
+    content = read_json(run.folder / "run.json", "the run")
+    assert (content["job"], content["fingerprint"]) == ("build-index", run.fingerprint)
 
 
 def test_a_run_given_up_before_its_first_result_is_replaced(tmp_path):
     output = tmp_path / "out"
-    open_run(str(output), "caption", {"language_model": "gtp2"}, {})
+    open_run(str(output), "caption", {"language_model": "gtp2"}, {}, FILES)
     (output / "plan").mkdir()
     (output / "plan" / "plan-0000.parquet").touch()
     (output / "round-0" / "alignment").mkdir(parents=True)  # of a given-up augmentation
     (output / "validation.parquet").touch()
-    open_run(str(output), "caption", {"language_model": "gpt2"}, {})
+    (output / "summary.json").touch()  # neither prepared nor a result
+    open_run(str(output), "caption", {"language_model": "gpt2"}, {}, FILES)
     assert not list((output / "plan").iterdir())
     assert not (output / "round-0").exists() and not (output / "validation.parquet").exists()
+    assert (output / "summary.json").exists()
+
+
+def test_what_a_run_prepared_stays_for_the_same_run(tmp_path):
+    open_run(str(tmp_path / "out"), "caption", {"seed": 0}, {}, FILES)
+    (tmp_path / "out" / "validation.parquet").touch()
+    open_run(str(tmp_path / "out"), "caption", {"seed": 0}, {}, FILES)
+    assert (tmp_path / "out" / "validation.parquet").exists()
 
 
 def test_two_processes_cannot_work_on_one_folder(tmp_path):
     output = str(tmp_path / "out")
     hold = (
-        f"from recap_ray.runs.run import open_run; open_run({output!r}, 'caption', {{}}, {{}}); print('held'); input()"
+        "from recap_ray.runs.run import RunFiles, open_run; "
+        f"open_run({output!r}, 'caption', {{}}, {{}}, RunFiles(results=('captions/*',))); print('held'); input()"
     )
     other = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
@@ -52,16 +86,16 @@ def test_two_processes_cannot_work_on_one_folder(tmp_path):
     plan.touch()
     for shaping in ({}, {"seed": 1}):
         with pytest.raises(UserError, match="another recap-ray is at work on it; wait for it, or stop it first"):
-            open_run(output, "caption", shaping, {})
+            open_run(output, "caption", shaping, {}, FILES)
     assert plan.exists()  # what the other one prepared is left alone
     other.kill()
     other.wait()
-    open_run(output, "caption", {}, {})  # a killed process holds nothing
+    open_run(output, "caption", {}, {}, FILES)  # a killed process holds nothing
 
 
 def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path):
     (tmp_path / "file").touch()
-    for job_output in (lambda path: open_run(path, "caption", {}, {}), output_file):
+    for job_output in (lambda path: open_run(path, "caption", {}, {}, FILES), output_file):
         with pytest.raises(UserError, match="cannot be written"):
             job_output("/proc/nowhere/out")
     with pytest.raises(UserError, match=r"cannot be written \(.*\): name a file that can"):
@@ -74,17 +108,17 @@ def test_an_output_that_cannot_be_written_is_told_before_any_work(tmp_path):
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="is not empty and holds no run of recap-ray"):
-        open_run(str(tmp_path), "caption", {}, {})
+        open_run(str(tmp_path), "caption", {}, {}, FILES)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_run_killed_before_its_first_file_can_start_again(tmp_path):
     (tmp_path / ".run.json.0a1b2c3d.tmp").write_text("{")
-    open_run(str(tmp_path), "caption", {}, {})
+    open_run(str(tmp_path), "caption", {}, {}, FILES)
 
 
 def test_settings_are_kept_beside_the_output(tmp_path):
-    open_run(str(tmp_path / "out"), "caption", {"clip": "a"}, {"images": "photos"})
+    open_run(str(tmp_path / "out"), "caption", {"clip": "a"}, {"images": "photos"}, FILES)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"] == {"images": "photos"}
 
 

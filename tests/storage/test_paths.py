@@ -11,7 +11,7 @@ from ray import cloudpickle
 from recap_ray.errors import UserError
 from recap_ray.inputs.finding import find_input
 from recap_ray.inputs.reading import ImageReader
-from recap_ray.runs.run import open_run
+from recap_ray.runs.run import RunFiles, open_run
 from recap_ray.storage.cache import cache_folder, local_copy
 from recap_ray.storage.files import read_json
 from recap_ray.storage.paths import (
@@ -58,15 +58,18 @@ def test_a_failed_write_leaves_nothing(folder):
 
 
 def test_a_run_is_opened_resumed_and_refused(folder):
-    run = open_run(str(folder), "caption", {"seed": 1}, {"storage_options": "secret", "seed": 1})
+    files = RunFiles(results=("captions/part-*.parquet",))
+    run = open_run(str(folder), "caption", {"seed": 1}, {"storage_options": "secret", "seed": 1}, files)
     run.succeed()
     commit(folder / "captions" / "part-x.parquet", lambda path: path.touch())
     content = read_json(str(folder / "run.json"), "the run")
     assert content["settings"] == {"seed": 1}
-    again = open_run(str(folder), "caption", {"seed": 1}, {})
+    again = open_run(str(folder), "caption", {"seed": 1}, {}, files)
     assert again.is_finished() and again.fingerprint == run.fingerprint
     with pytest.raises(UserError, match="holds another run .it differs in seed"):
-        open_run(str(folder), "caption", {"seed": 2}, {})
+        open_run(str(folder), "caption", {"seed": 2}, {}, files)
+    with pytest.raises(UserError, match="holds another run .it differs in job"):
+        open_run(str(folder), "build-index", {"seed": 1}, {}, RunFiles(results=("shard-*.faiss",)))
 
 
 def test_images_are_listed_and_read_alike(folder):

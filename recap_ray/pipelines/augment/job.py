@@ -33,10 +33,11 @@ from recap_ray.errors import MissingExtra
 from recap_ray.pipelines.augment.pairs import split_pairs
 from recap_ray.pipelines.augment.rounds import Loop, Round, TooManyErrors, caption_settings
 from recap_ray.pipelines.cluster import ray_session
-from recap_ray.runs.run import open_run
+from recap_ray.runs.run import RunFiles, open_run
 from recap_ray.settings import AugmentIndexSettings
 from recap_ray.storage.files import file_stamp, link_or_copy
 
+FILES = RunFiles(results=("round-0/alignment/_SUCCESS",), prepared=("validation.parquet", "round-*"))
 INDEX_FILES = ("index.json", "shard-*", "trained.faiss", "queries.npy", "run.json", "_SUCCESS")
 ALIGNMENT_FILES = ("alignment.*", "run.json", "_SUCCESS")
 
@@ -47,7 +48,7 @@ def augment_index(settings: AugmentIndexSettings) -> int:
     if find_spec("pycocoevalcap") is None:  # reported now instead of after the first round
         raise MissingExtra("pycocoevalcap", "eval", "choosing the best round by CIDEr")
     training, validation = split_pairs(settings)
-    run = open_run(settings.output, "augment-index", shaping_of(settings), asdict(settings))
+    run = open_run(settings.output, "augment-index", shaping_of(settings), asdict(settings), FILES)
     if run.is_finished():
         print(f"the loop in {run.folder} is already finished for these pairs")
         return 0

@@ -35,10 +35,12 @@ from recap_ray.pipelines.failures import FAILURE, STOPPED, USER_ERROR
 from recap_ray.pipelines.index.serve import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
 from recap_ray.runs.parts import finished_parts, manifests_in, parts_of
-from recap_ray.runs.run import Run, open_run
+from recap_ray.runs.run import Run, RunFiles, open_run
 from recap_ray.settings import CaptionSettings
 from recap_ray.storage.paths import commit, storage_path
 from recap_ray.timing.forecast_file import read_forecast
+
+FILES = RunFiles(results=("captions/part-*.parquet", "captions/pack-*.parquet"), prepared=("plan/*",))
 
 # Stored as absolute paths in run.json: evaluate opens them from other folders.
 PATHS = ("images", "index", "decoder", "alignment")
@@ -65,7 +67,7 @@ def caption_with(
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     absolute = {name: str(storage_path(path, f"--{name}")) for name in PATHS if (path := getattr(settings, name))}
     shaping = {"images": absolute["images"], **captioner.identity, "limits": asdict(limits)}
-    run = open_run(settings.output, "caption", shaping, asdict(settings) | absolute)
+    run = open_run(settings.output, "caption", shaping, asdict(settings) | absolute, FILES)
     tally = Tally()
     with run.at_work(tally.state):
         work = find_work(run, image_input, settings)

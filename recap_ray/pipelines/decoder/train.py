@@ -31,7 +31,7 @@ from recap_ray.pipelines.decoder.workers import (
     run_training,
 )
 from recap_ray.runs.parts import Part, finished_parts, write_manifest_once
-from recap_ray.runs.run import Run, open_run
+from recap_ray.runs.run import Run, RunFiles, open_run
 from recap_ray.settings import TrainDecoderSettings
 from recap_ray.storage.files import file_stamp
 from recap_ray.storage.paths import remove_leftovers
@@ -47,6 +47,7 @@ from recap_ray.training.loop import (
 )
 from recap_ray.training.noise import Noise, estimate_variance
 
+FILES = RunFiles(results=("embedded/part-*.parquet", "decoder.json"), prepared=("plan/*",))
 CAPDEC_VARIANCE = "0.016"  # CapDec's code
 NOT_SHAPING = ("output", "num_cpus", "object_store_mb", "part_rows", "device", "micro_batch", "workers")
 
@@ -77,7 +78,7 @@ def train_decoder(settings: TrainDecoderSettings) -> int:
         "language_model": language_model_identity(settings.language_model),
         "offset": offset_digest,
     }
-    run = open_run(settings.output, "train-decoder", shaping, asdict(settings))
+    run = open_run(settings.output, "train-decoder", shaping, asdict(settings), FILES)
     if run.is_finished():
         print(f"the decoder in {run.folder} is already trained with these settings")
         return 0

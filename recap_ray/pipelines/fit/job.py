@@ -21,11 +21,13 @@ from recap_ray.pipelines.fit.fit import Fitted, check_dimensions, fit_gathered, 
 from recap_ray.pipelines.fit.fold_moments import Gathered
 from recap_ray.pipelines.fit.gather_pairs import gather_pairs
 from recap_ray.report.plots import gap_figure, open_plots, require_matplotlib, retrieval_figure, save_plots
-from recap_ray.runs.run import Run, open_run
+from recap_ray.runs.run import Run, RunFiles, open_run
 from recap_ray.settings import FitAlignmentSettings
 from recap_ray.storage.files import file_stamp, read_json
 from recap_ray.tables.captions import read_located_pairs
 from recap_ray.tables.embeddings import EmbeddingsFile
+
+FILES = RunFiles(results=("alignment.safetensors",))
 
 
 def fit_alignment(settings: FitAlignmentSettings) -> int:
@@ -36,7 +38,7 @@ def fit_alignment(settings: FitAlignmentSettings) -> int:
     Compute(settings.device, settings.precision).check()
     card = ClipCard.of(settings.clip)
     source = open_embeddings(settings, card) if settings.embeddings else open_pairs(settings)
-    run = open_run(settings.output, "fit-alignment", shaping(settings, card), asdict(settings))
+    run = open_run(settings.output, "fit-alignment", shaping(settings, card), asdict(settings), FILES)
     plots = open_plots(settings.plots) if settings.plots else None
     finished = run.is_finished()
     if finished:

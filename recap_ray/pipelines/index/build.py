@@ -41,13 +41,14 @@ from recap_ray.pipelines.cluster import light_stage, model_stage, ray_session
 from recap_ray.pipelines.embedding import EmbeddingActor
 from recap_ray.pipelines.index.ivf import fill_lists, measure_recall
 from recap_ray.pipelines.index.shard_stages import CaptionReader, VectorWriter
-from recap_ray.runs.run import open_run
+from recap_ray.runs.run import RunFiles, open_run
 from recap_ray.settings import BuildIndexSettings
 from recap_ray.storage.files import digest_of, file_stamp
 from recap_ray.storage.paths import remove_leftovers
 from recap_ray.tables.captions import iter_captions
 from recap_ray.timing.progress import Progress
 
+FILES = RunFiles(results=("shard-*.faiss",), prepared=("shard-*.parquet",))
 RECALL = 0.95  # default target
 
 
@@ -75,7 +76,7 @@ def build_index(settings: BuildIndexSettings) -> int:
         "extend": base.fingerprint,
         "origin": settings.origin,
     }
-    run = open_run(settings.output, "build-index", shaping, asdict(settings))
+    run = open_run(settings.output, "build-index", shaping, asdict(settings), FILES)
     if run.is_finished():
         print(f"the index in {run.folder} is already built from these captions")
         return 0
