@@ -17,9 +17,10 @@ import platform
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
-from recap_ray.metrics.ngram import METRICS, TOKENIZERS, NgramScores, score_captions
+from recap_ray.metrics.ngram import METRICS, NgramScores, score_captions
+from recap_ray.settings import Tokenizer
 from recap_ray.tables.captions import read_pairs
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
@@ -70,7 +71,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--references", type=int, default=5, help="references of each, if synthetic (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic captions (default: 0)")
     parser.add_argument("--pairs", help="a table of image and caption to take the captions from")
-    parser.add_argument("--tokenizer", choices=TOKENIZERS, default="auto", help="of score_captions (default: auto)")
+    tokenizers = get_args(Tokenizer)
+    parser.add_argument("--tokenizer", choices=tokenizers, default="auto", help="of score_captions (default: auto)")
     parser.add_argument("--meteor", action="store_true", help="score METEOR too, which needs Java")
     return parser.parse_args()
 

@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from types import NoneType
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
@@ -91,10 +92,18 @@ def _command(settings: type[s.Settings], target: str) -> Callable[..., int]:
     for field in job_flags_first:
         kind, text = get_args(hints[field.name])
         default = inspect.Parameter.empty if field.default is MISSING else field.default
-        parameters.append(_parameter(field.name, Annotated[kind, typer.Option(help=text)], default))
+        parameters.append(_parameter(field.name, _flag(kind, text), default))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+def _flag(kind: Any, text: str) -> Any:
+    """Return the annotation of a flag. One with choices is a str here: the settings check it, as for Python callers."""
+    if values := s.choices(kind):
+        kind = str | None if NoneType in get_args(kind) else str
+        text = f"{text} (choices: {s.either(values)})"
+    return Annotated[kind, typer.Option(help=text)]
 
 
 def _distance(settings: type[s.Settings], name: str) -> int:

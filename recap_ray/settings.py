@@ -5,14 +5,29 @@ a --config file, and the entry in run.json.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Self
+from types import NoneType
+from typing import Annotated, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from recap_ray.errors import UserError
 
-PRECISION_HELP = (
-    "auto, float32, bfloat16 or float16; auto: float32 on CPU, float16 (CLIP) and bfloat16 (language model) on GPU"
-)
+# The values of settings with a fixed list of choices: the check, the help and docs/reference.md follow from these.
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+AlignmentMethod = Literal[
+    "auto", "identity", "mean-shift", "procrustes", "ridge-to-identity", "ridge", "least-squares-to-identity",
+    "least-squares",
+]  # fmt: skip
+PrefixMethod = Literal["clipcap", "capdec"]
+CaptionMethod = Literal["recap", "clipcap", "capdec"]
+NgramMetric = Literal["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE"]
+Tokenizer = Literal["auto", "ptb", "python"]
+Protocol = Literal["auto", "flickr8k-expert", "flickr8k-cf", "table"]
+Preset = Literal["clipcap-coco", "clipcap-conceptual", "clipcap-coco-transformer", "capdec-coco"]
+
+DEVICE_HELP = "device that computes; auto: the GPU if there is one"
+PRECISION_HELP = "precision of the models; auto: float32 on CPU, float16 (CLIP) and bfloat16 (language model) on GPU"
 IMAGES_HELP = (
     "input images: folder or pattern ('photos/**/*.jpg', 's3://bucket/{00000..00099}.tar') of image files, webdataset "
     "tars or Parquet files, or a table of image paths"
@@ -22,10 +37,10 @@ DEFAULT_PROMPT = "Similar images show: {neighbours} This image shows:"
 
 # Default decoding of each method: (beams, max_new_tokens). The values of ClipCap and CapDec are those of their code.
 DECODING_OF = {"recap": (0, 40), "clipcap": (5, 67), "capdec": (5, 67)}
-PREFIX_METHODS = ("clipcap", "capdec")
+PREFIX_METHODS = get_args(PrefixMethod)
 
 # What the published checkpoints were trained with. The files themselves do not record it.
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[Preset, dict[str, Any]] = {
     "clipcap-coco": {"method": "clipcap", "clip": "ViT-B-32:openai", "normalise": False},
     "clipcap-conceptual": {"method": "clipcap", "clip": "ViT-B-32:openai", "normalise": False},
     "clipcap-coco-transformer": {"method": "clipcap", "clip": "RN50x4:openai", "normalise": True},
@@ -33,12 +48,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def choices(kind: Any) -> tuple[str, ...]:
+    """Return the values of a Literal type, or of a union with one; none for other types."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(value for part in get_args(kind) for value in choices(part))
+
+
+def either(values: Sequence[str]) -> str:
+    """Return `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(values[:-1]), values[-1])))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base class of all settings, with range checks."""
+    """Base class of all settings, with checks of choices and ranges."""
 
     def check(self) -> None:
-        """Raise UserError for the first value out of range."""
+        """Raise UserError for the first value that is none of its choices."""
+        for name, kind in get_type_hints(type(self)).items():
+            if values := choices(kind):
+                unset = getattr(self, name) is None and NoneType in get_args(kind)
+                self.require(name, unset or getattr(self, name) in values, either(values))
 
     def require(self, name: str, good: bool, expected: str) -> None:
         """Raise UserError unless the setting `name` is `good`."""
@@ -89,8 +120,8 @@ class ImageSettings(RaySettings):
     """Limits of input images, and the device that computes."""
 
     part_rows: Annotated[int, "images per part, the unit of work and of resuming"] = 1024
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
-    precision: Annotated[str, PRECISION_HELP] = "auto"
+    device: Annotated[Device, DEVICE_HELP] = "auto"
+    precision: Annotated[Precision, PRECISION_HELP] = "auto"
     max_image_bytes: Annotated[int, "maximum bytes of an image file; larger files become error rows"] = 64 * 2**20
     max_image_pixels: Annotated[int, "maximum pixels of an image; larger images become error rows"] = 100_000_000
 
@@ -109,11 +140,7 @@ class FitAlignmentSettings(ImageSettings):
     output: Annotated[str, "output folder for alignment.safetensors and alignment.json"]
     image_root: Annotated[str | None, "folder that image paths are relative to; default: folder of --pairs"] = None
     clip: Annotated[str, CLIP_HELP] = "ViT-B-32:openai"
-    method: Annotated[
-        str,
-        "auto (chosen by cross-validation), identity, mean-shift, procrustes, least-squares, ridge, "
-        "least-squares-to-identity or ridge-to-identity",
-    ] = "auto"
+    method: Annotated[AlignmentMethod, "how to fit; auto: chosen by cross-validation"] = "auto"
     center: Annotated[bool | None, "subtract the means before mapping; default: try both and keep the better"] = None
     standardise: Annotated[bool | None, "also divide dimensions by their standard deviation; default: try both"] = None
     normalise: Annotated[bool, "scale embeddings to unit length before fitting"] = True
@@ -147,8 +174,9 @@ class BuildIndexSettings(RaySettings):
     origin: Annotated[str, "source label that is stored with each new caption"] = "given"
     shard_rows: Annotated[int, "captions per shard"] = 100_000
     index_type: Annotated[
-        str,
-        "auto (by size), flat (exact), ivf (inverted lists), ivfpq (inverted lists with PQ codes, 1/32 of the memory)",
+        Literal["auto", "flat", "ivf", "ivfpq"],
+        "type of the index; auto: by size; flat: exact; ivf: inverted lists; ivfpq: inverted lists with PQ codes, 1/32 "
+        "of the memory",
     ] = "auto"
     index_memory_gb: Annotated[
         float | None,
@@ -158,14 +186,13 @@ class BuildIndexSettings(RaySettings):
         float | None,
         "ivf and ivfpq: target recall, share of true neighbours found; default: 0.95, or the recall of --extend",
     ] = None
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
-    precision: Annotated[str, PRECISION_HELP] = "auto"
+    device: Annotated[Device, DEVICE_HELP] = "auto"
+    precision: Annotated[Precision, PRECISION_HELP] = "auto"
 
     def check(self) -> None:
         """Raise UserError for the first value out of range."""
         super().check()
         self.require_positive("shard_rows")
-        self.require("index_type", self.index_type in ("auto", "flat", "ivf", "ivfpq"), "auto, flat, ivf or ivfpq")
         self.require("index_memory_gb", self.index_memory_gb is None or self.index_memory_gb > 0, "above 0")
         self.require("recall", self.recall is None or 0 < self.recall < 1, "above 0, below 1")
         self.require("origin", self.origin.strip() != "", "a name")
@@ -263,12 +290,13 @@ class CaptionerSettings(DecodingSettings):
     """Input images, and the captioning method with its models."""
 
     images: Annotated[str, IMAGES_HELP]
-    method: Annotated[str, "captioning method: recap, clipcap or capdec"] = "recap"
+    method: Annotated[CaptionMethod, "captioning method"] = "recap"
     index: Annotated[str | None, "recap: folder written by build-index"] = None
     index_search: Annotated[
-        str, "recap: whole (loaded by each actor), mapped (memory-mapped files, shared by a node's actors), spread "
-        "(shards distributed over the nodes) or auto (by size); all return the same results"
-    ] = "auto"  # fmt: skip
+        Literal["auto", "whole", "mapped", "spread"],
+        "recap: where the index is; whole: loaded by each actor; mapped: memory-mapped files, shared by a node's "
+        "actors; spread: shards distributed over the nodes; auto: by size; all return the same results",
+    ] = "auto"
     decoder: Annotated[str | None, "clipcap and capdec: folder written by train-decoder or import-decoder"] = None
     alignment: Annotated[str | None, "folder written by fit-alignment; without it images are not mapped"] = None
 
@@ -279,8 +307,6 @@ class CaptionerSettings(DecodingSettings):
             if self.index is None:
                 raise UserError("--method recap retrieves captions: give --index, a folder written by build-index")
             self._leave_out("decoder")
-            known = ("auto", "whole", "mapped", "spread")
-            self.require("index_search", self.index_search in known, "auto, whole, mapped or spread")
         elif self.method in PREFIX_METHODS:
             if self.decoder is None:
                 raise UserError(
@@ -300,13 +326,10 @@ class CaptionSettings(CaptionerSettings):
     """Caption all images of a folder. Run the same command again to resume, or to caption new images."""
 
     output: Annotated[str, "output folder or URL for captions/part-*.parquet, run.json and summary.json"]
-    changed: Annotated[str, "action if input files changed after they were captioned: refuse or redo"] = "refuse"
+    changed: Annotated[
+        Literal["refuse", "redo"], "action if input files changed after they were captioned"
+    ] = "refuse"  # fmt: skip
     plan: Annotated[str | None, "file written by plan: summary.json then compares its forecast with the run"] = None
-
-    def check(self) -> None:
-        """Raise UserError for the first value out of range, and for flags that do not apply to the method."""
-        super().check()
-        self.require("changed", self.changed in ("refuse", "redo"), "refuse or redo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,10 +363,8 @@ class ImportDecoderSettings(JobSettings):
 
     checkpoint: Annotated[str, "checkpoint written by torch.save in the published code of ClipCap or CapDec"]
     output: Annotated[str, "output folder for decoder.json, the mapper, GPT-2 and its tokenizer"]
-    preset: Annotated[
-        str | None, f"published checkpoint: {', '.join(PRESETS)}; for others set the next three flags"
-    ] = None
-    method: Annotated[str | None, "clipcap or capdec"] = None
+    preset: Annotated[Preset | None, "published checkpoint; for others set the next three flags"] = None
+    method: Annotated[PrefixMethod | None, "method that the checkpoint was trained for"] = None
     clip: Annotated[str | None, "CLIP model that it was trained with, as --clip of caption"] = None
     normalise: Annotated[bool | None, "whether it was trained on embeddings of unit length; always with capdec"] = None
     tokenizer: Annotated[str, "tokenizer of its GPT-2: a name on the Hugging Face hub, a folder, or tiny"] = "gpt2"
@@ -351,11 +372,9 @@ class ImportDecoderSettings(JobSettings):
     mapper_heads: Annotated[int, "attention heads of a transformer mapper"] = 8
 
     def resolved(self) -> Self:
-        """Return these settings with the values of the preset; raise UserError if it is unknown or contradicted."""
+        """Return these settings with the values of the preset; raise UserError if they contradict it."""
         if self.preset is None:
             return replace(self, normalise=True) if self.method == "capdec" and self.normalise is None else self
-        if self.preset not in PRESETS:
-            raise UserError(f"--preset {self.preset} is unknown: expected one of {', '.join(PRESETS)}")
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) not in (None, value):
                 flag = f"--{name} {value}" if name != "normalise" else f"--{'' if value else 'no-'}normalise"
@@ -373,7 +392,6 @@ class ImportDecoderSettings(JobSettings):
                 f"give --preset ({', '.join(PRESETS)}), or --method, --clip and --normalise or --no-normalise: "
                 "a checkpoint does not record what it was trained with"
             )
-        resolved.require("method", resolved.method in PREFIX_METHODS, "clipcap or capdec")
         if resolved.method == "capdec" and not resolved.normalise:
             raise UserError("--no-normalise: CapDec is trained on embeddings of unit length; leave it out")
         resolved.require("heads", resolved.heads is None or resolved.heads >= 1, "at least 1")
@@ -418,7 +436,7 @@ class AugmentIndexSettings(DecodingSettings):
 class TrainDecoderSettings(ImageSettings):
     """Train a decoder: clipcap on image-caption pairs, capdec on captions only, or recap's language model on text."""
 
-    method: Annotated[str, "what to train: clipcap, capdec or recap"]
+    method: Annotated[CaptionMethod, "what to train"]
     output: Annotated[str, "output folder for decoder.json, the mapper and the language model"]
     pairs: Annotated[str | None, "clipcap: TSV, CSV, JSONL, Parquet or COCO JSON with image path and caption"] = None
     captions: Annotated[
@@ -432,13 +450,15 @@ class TrainDecoderSettings(ImageSettings):
     ] = "gpt2"
     from_scratch: Annotated[bool, "initialise the language model with random weights"] = False
     tune: Annotated[bool | None, "also train the language model; default: yes with an mlp mapper and for recap"] = None
-    mapper: Annotated[str, "mapper architecture: mlp or transformer"] = "mlp"
+    mapper: Annotated[Literal["mlp", "transformer"], "mapper architecture"] = "mlp"
     prefix_length: Annotated[int, "number of prefix embeddings that the mapper outputs"] = 10
     clip_length: Annotated[int, "transformer mapper: number of input tokens made from the embedding"] = 10
     layers: Annotated[int, "transformer mapper: number of layers"] = 8
     heads: Annotated[int, "transformer mapper: number of attention heads"] = 8
     normalise: Annotated[bool | None, "scale embeddings to unit length; always with capdec; default: yes"] = None
-    noise: Annotated[str, "noise distribution: gaussian, or ball (uniform in a ball)"] = "gaussian"
+    noise: Annotated[
+        Literal["gaussian", "ball"], "noise distribution; ball: uniform in a ball"
+    ] = "gaussian"  # fmt: skip
     noise_variance: Annotated[
         str | None, "variance of the noise on text embeddings, per coordinate; auto: estimated from captions of the "
         "same image; default: 0.016 for capdec, 0 for recap"
@@ -472,9 +492,6 @@ class TrainDecoderSettings(ImageSettings):
     def check(self) -> None:
         """Raise UserError for the first value out of range."""
         super().check()
-        self.require("method", self.method in ("clipcap", "capdec", "recap"), "clipcap, capdec or recap")
-        self.require("mapper", self.mapper in ("mlp", "transformer"), "mlp or transformer")
-        self.require("noise", self.noise in ("gaussian", "ball"), "gaussian or ball")
         self.require_positive(
             "prefix_length", "clip_length", "layers", "heads", "neighbours", "epochs", "batch_size", "max_tokens",
             "held_out",
@@ -535,12 +552,14 @@ class EvaluateSettings(ImageSettings):
     aligned_prefix: Annotated[str, "prefix of captions and references in aCLIP-S and RefaCLIP-S"] = ""
     clip_scores: Annotated[bool, "load CLIP, needed for RefCLIP-S, RefaCLIP-S and retrieval"] = True
     subset: Annotated[bool, "allow references of images that were not captioned"] = False
-    metrics: Annotated[str, "n-gram metrics, comma-separated"] = "BLEU,METEOR,ROUGE-L,CIDEr,SPICE"
-    tokenizer: Annotated[str, "auto, ptb (requires Java) or python"] = "auto"
+    metrics: Annotated[
+        str, f"n-gram metrics, comma-separated: some of {', '.join(get_args(NgramMetric))}, or BLEU for all four"
+    ] = "BLEU,METEOR,ROUGE-L,CIDEr,SPICE"
+    tokenizer: Annotated[Tokenizer, "tokenizer of n-gram metrics; ptb requires Java; auto: ptb if it runs"] = "auto"
     retrieval: Annotated[
         bool, "also compute retrieval of each image's first reference among all: R@1, R@5, R@10, MRR"
     ] = False
-    protocol: Annotated[str, "protocol of --judgements: auto, flickr8k-expert, flickr8k-cf or table"] = "auto"
+    protocol: Annotated[Protocol, "protocol of --judgements; auto: detected from the file"] = "auto"
     plots: Annotated[str | None, "folder for a figure (SVG) with the distribution of each score"] = None
 
     def check(self) -> None:
@@ -551,10 +570,26 @@ class EvaluateSettings(ImageSettings):
         if self.retrieval and (self.judgements or not self.clip_scores):
             raise UserError("--retrieval ranks captioned images by CLIP: leave --judgements and --no-clip-scores out")
         self.require("aligned_scale", self.aligned_scale > 0, "above 0")
+        self.ngram_metrics()
+        is_json = not self.output.endswith(".parquet")
+        self.require("output", is_json, "the name of a JSON file, next to which the Parquet is written")
         if not self.clip_scores and (self.aligned_scale != 1 or self.aligned_prefix or self.clip):
             raise UserError("--no-clip-scores disables CLIP: leave --clip and --aligned-... out")
         if self.alignment and not self.clip:
             raise UserError(f"--alignment {self.alignment}: name with --clip the model that it was fitted for")
+
+    def ngram_metrics(self) -> list[str]:
+        """Return the n-gram metrics of --metrics, all four for BLEU; raise UserError for an unknown one."""
+        known = get_args(NgramMetric)
+        chosen = []
+        for name in map(str.strip, self.metrics.split(",")):
+            matches = [metric for metric in known if name in (metric, metric.rstrip("-1234"))]
+            if not matches:
+                raise UserError(
+                    f"--metrics {self.metrics}: {name!r} is unknown, expected BLEU or some of {', '.join(known)}"
+                )
+            chosen += matches
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -619,16 +654,15 @@ class ReportSettings(RaySettings):
     output: Annotated[str, "HTML file to write"]
     images: Annotated[int, "number of images to show"] = 500
     sample: Annotated[
-        str, "which images: even (spread over the run), random, or best or worst of the run by aCLIP-S"
-    ] = "even"  # fmt: skip
+        Literal["even", "random", "best", "worst"],
+        "which images; even: spread over the run; best and worst: those of the run by aCLIP-S",
+    ] = "even"
     seed: Annotated[int, "seed of --sample random"] = 0
 
     def check(self) -> None:
         """Raise UserError for the first value out of range."""
         super().check()
         self.require_positive("images")
-        known = ("even", "best", "worst", "random")
-        self.require("sample", self.sample in known, "even, best, worst or random")
         self.require("seed", self.seed >= 0, "0 or more")
         if (self.captions is None) == (self.compare is None):
             raise UserError("give --captions (a run) or --compare (two runs side by side), one of the two")
@@ -642,7 +676,7 @@ class DemoSettings(RaySettings):
 
     output: Annotated[str, "output folder for the rendered scenes and all results"] = "demo-output"
     methods: Annotated[
-        str | None, "instead, compare these methods, comma-separated: recap,clipcap,capdec"
+        str | None, f"instead, compare these methods, comma-separated: {','.join(get_args(CaptionMethod))}"
     ] = None  # fmt: skip
     seed: Annotated[int, "seed of the scenes"] = 0
     fit_images: Annotated[int, "number of photographed scenes for fitting the alignment"] = 2000
@@ -653,7 +687,7 @@ class DemoSettings(RaySettings):
         """Raise UserError for the first value out of range."""
         super().check()
         self.require_positive("fit_images", "index_captions", "held_out_images")
-        known = {"recap", "clipcap", "capdec"}
+        known = get_args(CaptionMethod)
         self.require(
-            "methods", self.methods is None or set(self.methods.split(",")) <= known, "some of recap,clipcap,capdec"
+            "methods", self.methods is None or set(self.methods.split(",")) <= set(known), f"some of {','.join(known)}"
         )

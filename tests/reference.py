@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from recap_ray.cli import JOBS
 from recap_ray.schema import CAPTION_SCHEMA, ERROR_CODES
-from recap_ray.settings import JobSettings, RaySettings, Settings
+from recap_ray.settings import JobSettings, RaySettings, Settings, choices, either
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 COLUMNS = {
@@ -93,7 +93,9 @@ def show(value: Any) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """The name of a type, without None."""
+    """The choices of a flag, or the name of its type without None."""
+    if values := choices(kind):
+        return either([f"`{value}`" for value in values])
     names = [part for part in get_args(kind) or (kind,) if part is not NoneType]
     return escape(" or ".join(getattr(part, "__name__", repr(part)) for part in names))
 

@@ -7,12 +7,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
 
 import recap_ray
-from recap_ray import captioners
+from recap_ray import captioners, settings
 from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import write_captions, write_vectors
 from recap_ray.errors import UserError
@@ -93,7 +94,7 @@ def test_every_function_that_a_page_names_is_there(page):
 
 def test_a_name_that_is_not_there_would_be_found():
     assert exists("metrics.ngram.corpus_bleu") and exists("recap_ray.alignment.moments.Moments.merge")
-    assert exists("captioners.CAPTIONERS") and exists("settings.CaptionSettings.check")
+    assert exists("captioners.CAPTIONERS") and exists("settings.CaptionerSettings.check")
     for name in ("metrics.ngram.corpus_blue", "metrics.trigram.corpus_bleu", "alignment.moments.Moments.join"):
         assert is_dotted_name(name) and not exists(name)
     assert not is_dotted_name("alignment.json") and not is_dotted_name("ray.data")
@@ -125,6 +126,7 @@ def added(steps, monkeypatch):
     run_as("recap_ray.captioners.nearest", steps["recap_ray/captioners/nearest.py"], monkeypatch)
     entry = ast.literal_eval(f"{{{steps['recap_ray/captioners/__init__.py'].strip()}}}")
     monkeypatch.setattr(captioners, "CAPTIONERS", captioners.CAPTIONERS | entry)
+    monkeypatch.setattr(settings, "CaptionMethod", Literal[*captioners.CAPTIONERS])
 
 
 def run_as(name: str, source: str, monkeypatch) -> ModuleType:
@@ -149,15 +151,16 @@ def test_the_captioner_of_the_page_passes_the_test_of_the_page(added, steps, cli
 
 def test_the_settings_of_the_page_tell_a_missing_index(steps, monkeypatch):
     source, branch = (PACKAGE / "settings.py").read_text(), "        elif self.method in PREFIX_METHODS:\n"
-    assert source.count(branch) == 1
-    changed = source.replace(branch, steps["recap_ray/settings.py"] + branch)
-    settings = run_as("changed_settings", changed, monkeypatch)
+    methods = 'CaptionMethod = Literal["recap"'
+    assert source.count(branch) == source.count(methods) == 1
+    source = source.replace(branch, steps["recap_ray/settings.py"] + branch)
+    changed = run_as("changed_settings", source.replace(methods, f'{methods}, "nearest"'), monkeypatch)
     given = {"images": "photos", "output": "out", "method": "nearest"}
-    settings.CaptionSettings(**given, index="index").check()
+    changed.CaptionSettings(**given, index="index").check()
     with pytest.raises(UserError, match="--method nearest takes captions from an index"):
-        settings.CaptionSettings(**given).check()
+        changed.CaptionSettings(**given).check()
     with pytest.raises(UserError, match="--language-model is not for --method nearest: leave it out"):
-        settings.CaptionSettings(**given, index="index", language_model="gpt2").check()
+        changed.CaptionSettings(**given, index="index", language_model="gpt2").check()
 
 
 def test_the_reference_is_what_the_settings_and_the_schema_say():

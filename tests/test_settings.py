@@ -1,10 +1,24 @@
-import pytest
+from collections.abc import Sequence
+from typing import Annotated, Literal, get_args, get_type_hints
 
-from recap_ray.cli import JOBS
+import numpy as np
+import pytest
+import yaml
+
+import recap_ray
+from recap_ray.alignment import METHODS
+from recap_ray.api.inputs import FLAGS
+from recap_ray.captioners import CAPTIONERS
+from recap_ray.cli import JOBS, run
 from recap_ray.errors import UserError
+from recap_ray.models.prefix_mapper import MAPPERS
 from recap_ray.settings import (
+    DECODING_OF,
+    PRESETS,
+    AlignmentMethod,
     AugmentIndexSettings,
     BuildIndexSettings,
+    CaptionMethod,
     CaptionSettings,
     CheckSettings,
     CompactSettings,
@@ -13,10 +27,13 @@ from recap_ray.settings import (
     FitAlignmentSettings,
     ImportDecoderSettings,
     PlanSettings,
+    Preset,
     ReportSettings,
     Settings,
     TrainDecoderSettings,
     VerifySettings,
+    choices,
+    either,
 )
 
 # The least that each job is told.
@@ -73,6 +90,7 @@ RANGES = [
     (DemoSettings, "index_captions", 0, "at least 1"),
     (DemoSettings, "methods", "recap,magic", "some of recap,clipcap,capdec"),
     (EvaluateSettings, "aligned_scale", 0.0, "above 0"),
+    (EvaluateSettings, "output", "s.parquet", "the name of a JSON file, next to which the Parquet is written"),
     (FitAlignmentSettings, "held_out", 0, "at least 1"),
     (ImportDecoderSettings, "heads", 0, "at least 1"),
     (ImportDecoderSettings, "mapper_heads", 0, "at least 1"),
@@ -84,7 +102,7 @@ RANGES = [
     (PlanSettings, "gpus", 0, "above 0"),
     (PlanSettings, "sample", 0, "at least 1"),
     (ReportSettings, "images", 0, "at least 1"),
-    (ReportSettings, "sample", "first", "even, best, worst or random"),
+    (ReportSettings, "sample", "first", "even, random, best or worst"),
     (ReportSettings, "seed", -1, "0 or more"),
     (TrainDecoderSettings, "batch_size", 0, "at least 1"),
     (TrainDecoderSettings, "clip_length", 0, "at least 1"),
@@ -97,7 +115,7 @@ RANGES = [
     (TrainDecoderSettings, "learning_rate", 0.0, "above 0"),
     (TrainDecoderSettings, "mapper", "cnn", "mlp or transformer"),
     (TrainDecoderSettings, "max_tokens", 0, "at least 1"),
-    (TrainDecoderSettings, "method", "magic", "clipcap, capdec or recap"),
+    (TrainDecoderSettings, "method", "magic", "recap, clipcap or capdec"),
     (TrainDecoderSettings, "micro_batch", 0, "at least 1"),
     (TrainDecoderSettings, "neighbours", 0, "at least 1"),
     (TrainDecoderSettings, "noise", "pink", "gaussian or ball"),
@@ -110,6 +128,15 @@ RANGES = [
 ]
 
 
+# A command, one of its settings with a fixed list of choices, and those.
+CHOICES = [
+    (command, name, values)
+    for command, (job, _) in JOBS.items()
+    for name, kind in get_type_hints(job).items()
+    if (values := choices(kind))
+]
+
+
 @pytest.mark.parametrize("job, name, value, expected", RANGES)
 def test_a_value_out_of_its_range_is_told_with_what_is_expected(job, name, value, expected):
     settings = job(**{**LEAST[job], name: value})
@@ -118,10 +145,60 @@ def test_a_value_out_of_its_range_is_told_with_what_is_expected(job, name, value
     assert str(caught.value) == f"--{name.replace('_', '-')} {value!r}: expected {expected}"
 
 
-def test_a_method_of_no_importable_decoder_is_told():
-    settings = ImportDecoderSettings(checkpoint="c", output="o", method="magic", clip="tiny", normalise=True)
-    with pytest.raises(UserError, match="^--method 'magic': expected clipcap or capdec$"):
-        settings.check()
+def message_of_a_wrong_choice(name: str, values: Sequence[str]) -> str:
+    *others, last = values
+    return f"--{name.replace('_', '-')} 'magic': expected {', '.join(others)} or {last}"
+
+
+@pytest.mark.parametrize("command, name, values", CHOICES)
+def test_a_wrong_choice_is_told_by_the_command_a_config_file_and_the_settings(command, name, values, tmp_path, capsys):
+    job, _ = JOBS[command]
+    given = {**LEAST[job], name: "magic"}
+    message = message_of_a_wrong_choice(name, values)
+    assert run([command, *flags_of(given)]) == 2
+    assert capsys.readouterr().err == f"recap-ray: {message}\n"
+    config = tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump({name: "magic"}))
+    assert run([command, "--config", str(config), *flags_of({key: given[key] for key in given if key != name})]) == 2
+    assert capsys.readouterr().err == f"recap-ray: {message}\n"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        job(**given).check()
+
+
+def flags_of(given: dict[str, str]) -> list[str]:
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
+
+
+@pytest.mark.parametrize("command, name, values", [row for row in CHOICES if row[0] == "caption" and row[1] in FLAGS])
+def test_python_callers_are_told_a_wrong_choice_in_the_same_words(command, name, values):
+    with pytest.raises(UserError, match=f"^{message_of_a_wrong_choice(name, values)}$"):
+        recap_ray.load_captioner(index="i", **{name: "magic"})
+
+
+def test_python_callers_of_the_fit_are_told_a_wrong_method_in_the_same_words():
+    [values] = [values for command, name, values in CHOICES if (command, name) == ("fit-alignment", "method")]
+    with pytest.raises(UserError, match=f"^{message_of_a_wrong_choice('method', values)}$"):
+        recap_ray.fit_alignment(np.eye(2), np.eye(2), method="magic")
+
+
+def test_the_help_of_a_flag_lists_its_choices(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(["caption", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "(choices: auto, cpu or cuda)" in text and "(choices: auto, whole, mapped or spread)" in text
+
+
+@pytest.mark.parametrize("kind", [Literal["a", "b"], Literal["a", "b"] | None, Annotated[Literal["a", "b"], "help"]])
+def test_choices_are_found_in_unions_and_beside_help(kind):
+    assert choices(kind) == ("a", "b")
+    assert choices(str | None) == choices(tuple[str, str]) == ()
+
+
+def test_every_list_of_choices_has_one_entry_for_each_thing_that_can_be_chosen():
+    assert get_args(CaptionMethod) == tuple(CAPTIONERS) == tuple(DECODING_OF)
+    assert set(get_args(AlignmentMethod)) == {"auto", *METHODS}
+    assert get_args(Preset) == tuple(PRESETS)
+    assert choices(get_type_hints(TrainDecoderSettings)["mapper"]) == tuple(MAPPERS)
 
 
 def test_the_ranges_of_all_settings_are_tried_above(monkeypatch):
@@ -131,7 +208,7 @@ def test_the_ranges_of_all_settings_are_tried_above(monkeypatch):
     for job, least in LEAST.items():
         job(**least).check()
     tried = {(name, True, expected) for _, name, _, expected in RANGES}
-    assert ruled - tried == {("method", True, "clipcap or capdec")}  # which takes other flags, so a test of its own
+    assert ruled <= tried | {(name, True, either(values)) for _, name, values in CHOICES}
 
 
 def caption_settings(method: str, **changes) -> CaptionSettings:

@@ -70,10 +70,8 @@ def recipes(
     """Return what a method name stands for: itself with every strength, or for `auto` all methods; the simplest first.
 
     `center` and `standardise` (which centres too) narrow the preparations; None leaves both choices in. Raises
-    UserError for an unknown method, or for choices that leave none.
+    UserError for choices that leave none.
     """
-    if method != "auto" and method not in METHODS:
-        raise UserError(f"--method {method} is unknown: expected one of auto, {', '.join(METHODS)}")
     allowed = [p for p in PREPARATIONS if center in (None, p != "none") and standardise in (None, p == "standardise")]
     found = [
         Recipe(name, prepare, strength, normalise)

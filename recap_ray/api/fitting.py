@@ -10,7 +10,7 @@ import numpy as np
 from recap_ray.alignment import Candidate, LinearAlignment, Recipe, recipes
 from recap_ray.pipelines.fit.fit import Fitted, check_dimensions, fit_gathered, gather_embeddings, save_fitted
 from recap_ray.runs.run import output_folder
-from recap_ray.settings import FitAlignmentSettings
+from recap_ray.settings import AlignmentMethod, FitAlignmentSettings
 from recap_ray.tables.embeddings import EmbeddingsFile
 
 ARRAYS = "fit_alignment: the arrays"  # prefix of error messages
@@ -57,7 +57,7 @@ class FittedAlignment:
 def fit_alignment(
     image_embeddings: np.ndarray,
     text_embeddings: np.ndarray,
-    method: str = "auto",
+    method: AlignmentMethod = "auto",
     *,
     keys: Sequence[str] | None = None,
     center: bool | None = None,

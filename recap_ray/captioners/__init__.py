@@ -6,7 +6,6 @@ import importlib
 from typing import cast
 
 from recap_ray.captioners.base import Captioner
-from recap_ray.errors import UserError
 from recap_ray.settings import CaptionSettings
 
 # Imported only when it is used: torch and the models take some eight seconds.
@@ -20,10 +19,6 @@ CAPTIONERS = {
 def make_captioner(settings: CaptionSettings) -> Captioner:
     """Return the captioner that `settings` name, checked but not loaded; raises UserError for a setting that cannot
     work."""
-    if settings.method not in CAPTIONERS:
-        raise UserError(
-            f"--method {settings.method} is no method of captioning: expected one of {', '.join(CAPTIONERS)}"
-        )
     settings.check()
     module, name = CAPTIONERS[settings.method].split(":")
     return cast(Captioner, getattr(importlib.import_module(module), name)(settings))

@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-MAPPERS = ("mlp", "transformer")
-
 # Embeddings in one forward pass, which bounds its memory: a transformer holds 80 positions of each.
 MAPPED_AT_ONCE = 32
 
@@ -33,7 +31,7 @@ class MapperShape:
 
     def build(self) -> nn.Module:
         """Return the mapper with fresh weights: (n, D) -> (n, P, width)."""
-        return MlpMapper(self) if self.kind == "mlp" else TransformerMapper(self)
+        return MAPPERS[self.kind](self)
 
 
 @torch.inference_mode()
@@ -73,6 +71,9 @@ class TransformerMapper(nn.Module):
         tokens = self.linear(embeddings).unflatten(1, (self.shape.clip_length, self.shape.width))
         x = torch.cat([tokens, self.prefix_const.expand(len(tokens), -1, -1)], 1)
         return self.transformer(x)[:, self.shape.clip_length :]
+
+
+MAPPERS = {"mlp": MlpMapper, "transformer": TransformerMapper}
 
 
 class _Transformer(nn.Module):

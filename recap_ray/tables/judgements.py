@@ -36,7 +36,6 @@ from recap_ray.tables.judgement_formats import (
     token_captions,
 )
 
-PROTOCOLS = ("auto", EXPERT, CF, TABLE)
 FORMATS = f"Flickr8k's .txt, clipscore's .json, or a table in {TABLE_FORMATS}"
 
 
@@ -44,7 +43,7 @@ FORMATS = f"Flickr8k's .txt, clipscore's .json, or a table in {TABLE_FORMATS}"
 class Judgements:
     """Rated captions: images, captions and ratings are columns of one length, one (image, caption) pair a row."""
 
-    protocol: str  # one of PROTOCOLS, never "auto"
+    protocol: str  # EXPERT, CF or TABLE
     images: list[str]
     captions: list[str]
     ratings: list[list[float]]  # one or more for each row
@@ -64,8 +63,6 @@ def read_judgements(
     ids; for a .json it replaces the file's own references; for a table it is any file that read_pairs accepts,
     and optional under the protocol "table". Raises UserError, one line, that names the invalid row.
     """
-    if protocol not in PROTOCOLS:
-        raise UserError(f"unknown protocol {protocol!r}: choose from {', '.join(PROTOCOLS)}")
     path = require_file(path, flag, FORMATS)
     where = f"{flag} {path}"
     protocol, rows, references = _read(path, references_path, protocol, flag, references_flag)

@@ -7,12 +7,11 @@ Source: Nukrai, Mokady, Globerson, "Text-Only Training for Image Captioning usin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from recap_ray.vectors import scaled_to_unit_length
-
-NOISES = ("gaussian", "ball")
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Noise:
     """Noise of a variance s2 a coordinate (`gaussian`), or uniform in a ball of radius s (`ball`), and an offset (d,)
     that is added after it: image centre less text centre."""
 
-    kind: str = "gaussian"
+    kind: Literal["gaussian", "ball"] = "gaussian"
     variance: float = 0.0
     offset: np.ndarray | None = None
 

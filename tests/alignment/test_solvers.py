@@ -153,12 +153,11 @@ def test_a_method_stands_for_its_recipes_and_flags_narrow_them():
 @pytest.mark.parametrize(
     "choices, message",
     [
-        (("magic",), "--method magic is unknown: expected one of auto, identity"),
         (("mean-shift", False), "is fitted on pairs prepared by centre or standardise"),
         (("procrustes", False, True), "leave --center and --standardise out"),
         (("least-squares", None, True), "is fitted on pairs prepared by none or centre"),
     ],
 )
-def test_an_unknown_method_and_impossible_flags_are_told(choices, message):
+def test_impossible_flags_are_told(choices, message):
     with pytest.raises(UserError, match=message):
         recipes(*choices)

@@ -134,13 +134,13 @@ def test_what_is_no_list_of_images_is_told(captioner, images, keys, message):
         ({"index": None}, "--method recap retrieves captions: give --index"),
         ({"clip": "ViT-B-32:openai"}, "but --clip is ViT-B-32:openai: use the same --clip"),
         ({"clip": "ViT-B-32"}, "name the weights after a colon"),
-        ({"method": "paint"}, "--method paint is no method of captioning"),
+        ({"method": "paint"}, "--method 'paint': expected recap, clipcap or capdec"),
         ({"candidates": 0}, "--candidates 0: expected at least 1"),
         ({"alignment": "nowhere"}, "--alignment nowhere .*does not exist"),
         ({"language_model": "nowhere/at-all"}, "--language-model nowhere/at-all"),
         ({"method": "clipcap", "index": None, "language_model": None}, "--method clipcap needs a decoder"),
         ({"index_search": "spread"}, "belongs to the command caption: from Python it is whole or mapped"),
-        ({"device": "tpu"}, "--device tpu is no device"),
+        ({"device": "tpu"}, "--device 'tpu': expected auto, cpu or cuda"),
     ],
 )
 def test_mistakes_are_those_of_the_command(flags, changed, message):

@@ -81,7 +81,7 @@ def test_double_precision_column_order_and_lists_are_taken_as_from_a_file():
         (IMAGE[0], TEXT, {}, r"image is float32 of shape \(128,\), expected n x d floats"),
         (IMAGE, np.where(np.arange(400)[:, None] == 8, np.nan, TEXT), {}, "the text of row 9 holds NaN"),
         (IMAGE, TEXT, {"keys": ["a"]}, "image has 400 rows, key has 1: expected a key for each row"),
-        (IMAGE, TEXT, {"method": "magic"}, "--method magic is unknown"),
+        (IMAGE, TEXT, {"method": "magic"}, "--method 'magic': expected auto, identity"),
         (IMAGE, TEXT, {"center": False, "standardise": True}, "--standardise centres too"),
         (IMAGE[:1], TEXT[:1], {}, "holds 1 pair: expected at least two"),
         (IMAGE[[0, 0]], TEXT[:2], {}, "holds 1 image: expected at least two"),

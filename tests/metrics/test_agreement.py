@@ -1,5 +1,6 @@
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from recap_ray.metrics.agreement import VARIANTS, agreement, kendall_tau
-from recap_ray.tables.judgements import PROTOCOLS
+from recap_ray.settings import Protocol
 
 
 def naive_tau(scores, ratings, variant):
@@ -74,7 +75,7 @@ def test_each_protocol_has_its_tau():
     assert agreement(scores, ratings, "flickr8k-expert") == {"M": {"tau-c": c}}
     assert agreement(scores, ratings, "flickr8k-cf") == {"M": {"tau-b": b}}
     assert agreement(scores, ratings, "table") == {"M": {"tau-b": b, "tau-c": c}}
-    assert {"auto", *VARIANTS} == set(PROTOCOLS)
+    assert {"auto", *VARIANTS} == set(get_args(Protocol))
     with pytest.raises(ValueError, match="unknown protocol 'auto': choose from flickr8k-expert"):
         agreement(scores, ratings, "auto")
 

@@ -302,7 +302,7 @@ def test_files_that_are_no_checkpoint_are_told(attempt, tmp_path):
         (["--method", "recap"], "--method 'recap': expected clipcap or capdec"),
         (["--method", "capdec"], "--no-normalise: CapDec is trained on embeddings of unit length"),
         (["--preset", "clipcap-coco"], "--preset clipcap-coco stands for --clip ViT-B-32:openai: leave out the preset"),
-        (["--preset", "coco"], "--preset coco is unknown: expected one of clipcap-coco, clipcap-conceptual"),
+        (["--preset", "coco"], "--preset 'coco': expected clipcap-coco, clipcap-conceptual"),
     ],
 )
 def test_flags_that_do_not_fit_are_told(attempt, flags, message):

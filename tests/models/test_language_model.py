@@ -140,11 +140,6 @@ def test_batches_on_a_gpu_follow_from_its_memory_and_not_from_what_is_free(tiny,
     assert model._tokens_in_memory() == pytest.approx(0.15 * 8 * 2**30 / bytes_a_token, rel=0.01)
 
 
-def test_an_unknown_precision_is_one_line():
-    with pytest.raises(UserError, match="--precision half is no precision: expected one of auto, float32"):
-        LanguageModel("tiny", Compute("cpu", "half"))
-
-
 def test_other_keys_and_seeds_draw_other_numbers():
     draws = uniform_draws("a", Decoding())
     assert draws.shape == (8, 40) and draws.min() >= 0 and draws.max() < 1

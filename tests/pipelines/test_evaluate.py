@@ -329,7 +329,7 @@ def test_a_key_that_comes_twice_is_told(refused, run_folder, tmp_path):
             "none of its 1 rows has a caption and references to score it by",
         ),
         ({"metrics": "CIDEr,magic"}, "--metrics CIDEr,magic: 'magic' is unknown, expected BLEU or some of BLEU-1"),
-        ({"tokenizer": "magic"}, "--tokenizer magic is unknown"),
+        ({"tokenizer": "magic"}, "--tokenizer 'magic': expected auto, ptb or python"),
     ],
 )
 def test_flags_that_cannot_work_are_told(refused, changes, message, tmp_path):

@@ -179,7 +179,6 @@ GOOD = ("a.jpg", "b.jpg#0", 1, 2, 3)
         (("a.jpg", "b.jpg#0", 1, 2, "nan"), "auto", "line 2: the rating nan is out of range"),
         (("a.jpg", "b.jpg#0", 1, 2, 3), "flickr8k-cf", "line 1: 1, 2, 3 are neither three ratings .* nor the fraction"),
         (("a.jpg", "b.jpg#0", 1, 2, 3), "table", "holds flickr8k-expert or flickr8k-cf: give one of these, or auto"),
-        (("a.jpg", "b.jpg#0", 1, 2, 3), "vote", "unknown protocol 'vote': choose from auto, flickr8k-expert"),
     ],
 )
 def test_a_wrong_line_of_annotations_is_named(annotated, row, protocol, message):

@@ -54,7 +54,6 @@ NOT_SHAPING = ("output", "num_cpus", "object_store_mb", "part_rows", "device", "
 
 def train_decoder(settings: TrainDecoderSettings) -> int:
     """Train the decoder, or resume after a stop; return the exit code."""
-    Compute(settings.device, settings.precision).check()
     card = ClipCard.of(settings.clip)
     shape, tuned = shape_of(settings, card)
     offset, offset_digest = open_offset(settings, card)

@@ -17,9 +17,8 @@ import pyarrow.parquet as pq
 from recap_ray.errors import UserError
 from recap_ray.metrics import bootstrap
 from recap_ray.metrics.agreement import agreement
-from recap_ray.metrics.ngram import METRICS, TOKENIZERS, NgramScores, score_captions
+from recap_ray.metrics.ngram import NgramScores, score_captions
 from recap_ray.metrics.retrieval import by_query, retrieval_scores
-from recap_ray.models.device import Compute
 from recap_ray.pipelines.cluster import ray_session
 from recap_ray.pipelines.evaluate.clip_scores import RANK, Scorer, clip_columns, made_with
 from recap_ray.pipelines.evaluate.rows import EvaluationRows, RunSource, read_judged, read_predicted
@@ -35,10 +34,6 @@ def evaluate(settings: EvaluateSettings) -> int:
     """Write the scores, print them as a table and return 0."""
     if settings.plots:
         require_matplotlib()
-    Compute(settings.device, settings.precision).check()
-    if settings.tokenizer not in TOKENIZERS:
-        raise UserError(f"--tokenizer {settings.tokenizer} is unknown: expected one of {', '.join(TOKENIZERS)}")
-    chosen_metrics(settings)
     output = scores_file(settings)
     plots = open_plots(settings.plots) if settings.plots else None
     source = None
@@ -73,28 +68,11 @@ def evaluate(settings: EvaluateSettings) -> int:
 def scores_file(settings: EvaluateSettings) -> Path:
     """Return the file of --output; raise UserError if it, or the Parquet next to it, is an input file."""
     output = output_file(settings.output)
-    if output.suffix == ".parquet":
-        raise UserError(
-            f"--output {settings.output}: expected the name of a JSON file, next to which the Parquet is written"
-        )
     for flag in ("captions", "references", "judgements"):
         path = getattr(settings, flag)
         if path and Path(path).expanduser().resolve() in (output, output.with_suffix(".parquet")):
             raise UserError(f"--output {settings.output} would write over --{flag} {path}: name another file")
     return output
-
-
-def chosen_metrics(settings: EvaluateSettings) -> list[str]:
-    """Return the n-gram metrics of --metrics, all four for BLEU; raise UserError for an unknown one."""
-    chosen = []
-    for name in map(str.strip, settings.metrics.split(",")):
-        matches = [metric for metric in METRICS if name in (metric, metric.rstrip("-1234"))]
-        if not matches:
-            raise UserError(
-                f"--metrics {settings.metrics}: {name!r} is unknown, expected BLEU or some of {', '.join(METRICS)}"
-            )
-        chosen += matches
-    return chosen
 
 
 def score(
@@ -184,7 +162,7 @@ def ngrams_of(rows: EvaluationRows, settings: EvaluateSettings) -> NgramScores:
         )
     captions = {rows.keys[i]: rows.captions[i] or "" for i in scored}
     references = {rows.keys[i]: rows.references[i] for i in scored}
-    return score_captions(captions, references, settings.tokenizer, chosen_metrics(settings))
+    return score_captions(captions, references, settings.tokenizer, settings.ngram_metrics())
 
 
 def write_by_image(rows: EvaluationRows, columns: dict[str, np.ndarray], path: Path) -> None:

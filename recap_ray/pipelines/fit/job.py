@@ -16,7 +16,6 @@ import pyarrow as pa
 from recap_ray.alignment import Candidate, Recipe, project_gap, recipes
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
-from recap_ray.models.device import Compute
 from recap_ray.pipelines.fit.fit import Fitted, check_dimensions, fit_gathered, gather_embeddings, save_fitted
 from recap_ray.pipelines.fit.fold_moments import Gathered
 from recap_ray.pipelines.fit.gather_pairs import gather_pairs
@@ -35,7 +34,6 @@ def fit_alignment(settings: FitAlignmentSettings) -> int:
     candidates = recipes(settings.method, settings.center, settings.standardise, settings.normalise)
     if settings.plots:
         require_matplotlib()
-    Compute(settings.device, settings.precision).check()
     card = ClipCard.of(settings.clip)
     source = open_embeddings(settings, card) if settings.embeddings else open_pairs(settings)
     run = open_run(settings.output, "fit-alignment", shaping(settings, card), asdict(settings), FILES)

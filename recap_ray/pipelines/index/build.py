@@ -55,7 +55,6 @@ RECALL = 0.95  # default target
 def build_index(settings: BuildIndexSettings) -> int:
     """Build the index, or its missing shards; return the exit code."""
     compute = Compute(settings.device, settings.precision)
-    compute.check()
     card = ClipCard.of(settings.clip)
     base = IndexBase.of(settings.extend, card.identity, card.embed_dim)
     if base.layout and settings.index_type not in ("auto", base.layout.type):
