@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -24,6 +23,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from threadpoolctl import threadpool_limits
 
 from recap_ray.errors import UserError
+from recap_ray.pipelines.original_error import original_error
 from recap_ray.settings import RaySettings
 from recap_ray.storage.paths import storage_options, use_storage_options
 from recap_ray.timing.forecast import Workers
@@ -89,7 +89,7 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
     try:
         yield
     except ray.exceptions.RayError as error:
-        raise find_user_error(error) or error from None
+        raise original_error(error) or error from None
     finally:
         if started:
             ray.shutdown()
@@ -270,9 +270,3 @@ def workers_of(actors: ModelActors) -> Workers:
 def light_stage() -> dict[str, Any]:
     """Return the arguments of `map_batches` for an I/O-bound stage, which rarely kills its process."""
     return {"batch_size": None, "num_cpus": CPU_SHARE, "max_retries": 3}
-
-
-def find_user_error(error: Exception) -> UserError | None:
-    """Return the UserError of a stage, if any; Ray preserves only the text of its exceptions."""
-    messages = re.findall(r"^recap_ray\.errors\.(?:UserError|MissingExtra): (.*)$", str(error), re.MULTILINE)
-    return UserError(messages[-1]) if messages else None

@@ -5,7 +5,6 @@ No torch.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -13,21 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recap_ray.errors import UserError
+from recap_ray.pipelines.original_error import format_error
 
 FAILURE = "failure"  # column of the block that replaces a failed part: the reason
-USER_ERROR = "mistake: "  # prefix of a failure that the driver raises as UserError
 STOPPED = "stopped"  # for a part that was not started, because the run is stopping
 
 
 def failed(part: str, reason: str) -> dict[str, Any]:
     """Return the block of a failed part."""
     return {"part": np.array([part], object), FAILURE: np.array([reason], object)}
-
-
-def reason_of(error: Exception) -> str:
-    """Return why a part failed, as the driver reports it: the UserError, or a traceback."""
-    return f"{USER_ERROR}{error}" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
 
 
 def capture_failures(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -48,6 +41,6 @@ def capture_failures(stage: Callable[[Any, Any], Any]) -> Callable[[Any, Any], A
         try:
             return stage(self, batch)
         except Exception as error:
-            return failed(name, reason_of(error))
+            return failed(name, format_error(error))
 
     return wrapped

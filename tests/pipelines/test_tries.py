@@ -5,7 +5,7 @@ import pytest
 from recap_ray.errors import UserError
 from recap_ray.pipelines.caption.job import caption_once
 from recap_ray.pipelines.caption.results import Tally, report_failures
-from recap_ray.pipelines.failures import FAILURE, STOPPED, USER_ERROR
+from recap_ray.pipelines.failures import FAILURE, STOPPED
 from recap_ray.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("ray_running")  # whose nodes are watched
@@ -42,7 +42,7 @@ def test_an_accident_of_ray_ends_a_try_and_keeps_what_is_done():
 @pytest.mark.parametrize(
     "reports",
     [
-        Reports({"part": "b", FAILURE: f"{USER_ERROR}--clip x: no"}),
+        Reports({"part": "b", FAILURE: "recap_ray.errors.UserError: --clip x: no\n"}),
         Reports(ending=RuntimeError("a task failed\nrecap_ray.errors.UserError: --clip x: no")),
         Reports(ending=UserError("--clip x: no")),
     ],

@@ -21,7 +21,7 @@ from typing import Any
 from ray.data import DataContext
 
 from recap_ray.captioners import Captioner, make_captioner
-from recap_ray.errors import UserError, first_line
+from recap_ray.errors import first_line
 from recap_ray.images.decode import ImageLimits, decode_pixels
 from recap_ray.inputs.finding import Input, find_input
 from recap_ray.inputs.manifests import compare_containers, estimate_rows
@@ -30,10 +30,11 @@ from recap_ray.pipelines.caption.part_io import STOP_FILE
 from recap_ray.pipelines.caption.pending import Work, find_work
 from recap_ray.pipelines.caption.results import Tally, finish
 from recap_ray.pipelines.caption.stalls import Stalled, detect_stalls
-from recap_ray.pipelines.cluster import find_user_error, model_actors, ray_session, workers_of
-from recap_ray.pipelines.failures import FAILURE, STOPPED, USER_ERROR
+from recap_ray.pipelines.cluster import model_actors, ray_session, workers_of
+from recap_ray.pipelines.failures import FAILURE, STOPPED
 from recap_ray.pipelines.index.serve import shared_index
 from recap_ray.pipelines.loading import Decoder, ImageLoader
+from recap_ray.pipelines.original_error import original_error, parse_user_error
 from recap_ray.runs.parts import finished_parts, manifests_in, parts_of
 from recap_ray.runs.run import Run, RunFiles, open_run
 from recap_ray.settings import CaptionSettings
@@ -143,11 +144,9 @@ def caption_once(reports: Any, tally: Tally) -> Exception | None:
             for report in reports.iter_rows():
                 moved()
                 add_report(report, tally)
-    except UserError:
-        raise
     except Exception as error:
-        if user_error := find_user_error(error):
-            raise user_error from None
+        if original := original_error(error):
+            raise original from None
         return error
     return None
 
@@ -157,8 +156,8 @@ def add_report(report: dict[str, Any], tally: Tally) -> None:
     reason = report.get(FAILURE)
     if not reason:
         tally.add(report)
-    elif reason.startswith(USER_ERROR):  # the same error would occur for every part
-        raise UserError(reason.removeprefix(USER_ERROR))
+    elif user_error := parse_user_error(reason):  # the same error would occur for every part
+        raise user_error
     elif reason == STOPPED:
         tally.stopped = True
     else:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from recap_ray.inputs.finding import Container
 from recap_ray.inputs.manifests import index_container
 from recap_ray.pipelines.caption.prometheus import count_part
-from recap_ray.pipelines.failures import STOPPED, capture_failures, reason_of
+from recap_ray.pipelines.failures import STOPPED, capture_failures
+from recap_ray.pipelines.original_error import format_error
 from recap_ray.pipelines.part_reader import ITEM_SCHEMA, part_items
 from recap_ray.runs.run import Run
 from recap_ray.schema import CAPTION_SCHEMA, FINGERPRINT_KEY, error_code
@@ -59,7 +60,7 @@ class ContainerIndexer:
             container = Container(storage_path(first["path"], "--images", self.options), first["bytes"], first["stamp"])
             return part_items(index_container(self.folder, container, self.part_rows).parts())
         except Exception as error:
-            return failed_item(first["path"], reason_of(error))
+            return failed_item(first["path"], format_error(error))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from recap_ray.models.device import Compute
 from recap_ray.models.language_model import positions
 from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.models.trainable import Trainable, new_trainable
+from recap_ray.pipelines.original_error import original_error
 from recap_ray.settings import TrainDecoderSettings
 from recap_ray.timing.progress import Progress
 from recap_ray.training.batches import Batches, PrefixBatches, PromptBatches, Texts
@@ -111,8 +111,8 @@ def run_training(job: TrainingJob, steps: int) -> None:
         with progress, _print_log(job.folder / LOG, progress):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        if messages := re.findall(r"recap_ray\.errors\.UserError: (.*)", str(error)):
-            raise UserError(messages[-1]) from None
+        if original := original_error(error):
+            raise original from None
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
