@@ -18,6 +18,7 @@ import typer
 import yaml
 
 from recap_ray import settings as s
+from recap_ray.compat import typer_usage_error
 from recap_ray.errors import UserError
 from recap_ray.storage.paths import use_storage_options
 from recap_ray.timing.progress import configure_progress
@@ -39,8 +40,7 @@ JOBS: dict[str, tuple[type[s.Settings], str]] = {
     "demo": (s.DemoSettings, "recap_ray.demo.job:demo"),
 }
 
-# Typer vendors click and exposes its UsageError only as the base class of BadParameter.
-UsageError: type[Any] = typer.BadParameter.__mro__[1]
+UsageError = typer_usage_error()
 
 app = typer.Typer(
     name="recap-ray",

@@ -18,32 +18,33 @@ import recap_ray
 GROUND = {"errors", "schema", "vectors", "version"}  # which every room may import, and which import nothing
 ROOMS = """
 demo                cli pipelines models runs timing storage settings
-cli                 timing storage settings
+cli                 timing storage settings compat
 api                 pipelines/fit pipelines captioners caption_index inputs models tables alignment images runs
                     timing storage settings
 pipelines/augment   pipelines/caption pipelines/evaluate pipelines/fit pipelines/index pipelines captioners
                     tables runs storage settings
-pipelines/caption   pipelines/index pipelines captioners inputs models images runs timing storage settings
+pipelines/caption   pipelines/index pipelines captioners inputs models images runs timing storage settings compat
 pipelines/output    pipelines report inputs metrics images runs timing storage settings
 pipelines/evaluate  pipelines report models tables alignment metrics images runs storage settings
 pipelines/fit       pipelines report models tables alignment images runs timing storage settings
-pipelines/decoder   pipelines training models tables alignment images runs timing storage settings
-pipelines/index     pipelines captioners caption_index models tables runs timing storage settings
-pipelines           inputs models alignment images runs timing storage settings
+pipelines/decoder   pipelines training models tables alignment images runs timing storage settings compat
+pipelines/index     pipelines captioners caption_index models tables runs timing storage settings compat
+pipelines           inputs models alignment images runs timing storage settings compat
 captioners          caption_index models alignment metrics images timing storage settings
 training            models storage
 report              alignment images runs timing storage
 caption_index       storage
 inputs              tables images runs storage
-models              tables storage
+models              tables storage compat
 tables              alignment storage
 alignment           metrics storage
 metrics
-images
-runs                storage
+images              compat
+runs                storage compat
 timing              storage
 storage
 settings
+compat
 """
 PACKAGE = Path(recap_ray.__file__).parent
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.stem.startswith("__"))

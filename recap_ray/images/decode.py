@@ -7,18 +7,14 @@ torchvision is loaded with the first image, so that processes which only read, w
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from recap_ray.compat import load_jpeg_decoder
 from recap_ray.errors import ImageError
 
 # Pillow also opens formats that start other programs (EPS), decode before their size is known (ICO) or are not images;
@@ -148,25 +144,10 @@ def _errors_as_truncated() -> Iterator[None]:
         raise ImageError("truncated", str(error) or type(error).__name__) from None
 
 
-@cache
-def _jpeg_decoder() -> Callable[..., Any]:
-    """Load torchvision's JPEG decoder, its library alone: importing all of torchvision takes every worker process 3.6 s
-    and 150 MiB more, on top of torch's 2.5 s."""
-    import torch
-
-    spec = find_spec("torchvision")
-    library = Path(spec.origin or "").with_name("image.so") if spec else Path()
-    if library.is_file():
-        torch.ops.load_library(library)
-    else:  # other builds of torchvision
-        import_module("torchvision.io")
-    return torch.ops.image.decode_jpeg
-
-
 def _jpeg_pixels(data: bytes) -> np.ndarray | None:
     """Return (rows, columns, 3), or None if the file is incomplete or of a kind unknown to torchvision: Pillow then
     decides. It uses the same libjpeg, is the less strict of the two, and returns the same pixels."""
-    decoder = _jpeg_decoder()
+    decoder = load_jpeg_decoder()
     import torch
 
     try:

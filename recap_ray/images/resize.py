@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from recap_ray.compat import resize_antialiased
 from recap_ray.errors import UserError
 from recap_ray.images.decode import DecodedImage
 
@@ -116,8 +117,7 @@ def _resample(pixels: np.ndarray, size: tuple[int, int], scales: list[float], in
     # The batch axis goes in front before the channels do: the other way torch assumes another memory layout and
     # copies. Scales are passed because a side may not be a multiple of `DecodedImage.shrink`.
     batch = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    resample = getattr(torch.ops.aten, f"_upsample_{interpolation}2d_aa")
-    return resample(batch, list(size), False, *scales)[0].permute(1, 2, 0).numpy()
+    return resize_antialiased(batch, size, scales, interpolation)[0].permute(1, 2, 0).numpy()
 
 
 def _make_upright(pixels: np.ndarray, turn: tuple[bool, int, int]) -> np.ndarray:

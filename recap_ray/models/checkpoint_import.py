@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from recap_ray.compat import refused_global
 from recap_ray.errors import UserError
 from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.tables.formats import require_file
@@ -62,8 +63,8 @@ def read_state(path: str) -> State:
             # Files of torch before 1.6 are no zip archives, and cannot be mapped.
             found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch and pickle raise many kinds, and their advice is to let the code run
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}, and only tensors are read" if asked else "it is damaged, or something else"
+        asked = refused_global(error)
+        reason = f"it asks for {asked}, and only tensors are read" if asked else "it is damaged, or something else"
         raise UserError(f"--checkpoint {path} could not be read as weights written by torch.save: {reason}") from None
     nested = [found[name] for name in NESTED if isinstance(found, dict) and isinstance(found.get(name), dict)]
     state = nested[0] if nested else found

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from open_clip.factory import _get_hf_config
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch.nn import functional
 
+from recap_ray.compat import read_hub_config
 from recap_ray.errors import UserError
 from recap_ray.models.clip_text import TextEncoder
 from recap_ray.models.clip_tower import to_device
@@ -53,7 +53,7 @@ class ClipCard:
             return cls._of_folder(name.removeprefix("local-dir:"))
         if name.startswith("hf-hub:"):
             with load_errors("--clip", name):
-                return cls._of_config(_get_hf_config(name.removeprefix("hf-hub:")), name, identity=name)
+                return cls._of_config(read_hub_config(name.removeprefix("hf-hub:")), name, identity=name)
         return cls._of_built_in(name)
 
     @classmethod

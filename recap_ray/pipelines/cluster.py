@@ -22,6 +22,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from threadpoolctl import threadpool_limits
 
+from recap_ray.compat import is_start_timeout, local_ray_config
 from recap_ray.errors import UserError
 from recap_ray.pipelines.original_error import original_error
 from recap_ray.settings import RaySettings
@@ -72,11 +73,8 @@ def ray_session(settings: RaySettings, training: bool = False) -> Iterator[None]
                 num_cpus=settings.num_cpus,
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
-                _system_config={
-                    "idle_worker_killing_time_threshold_ms": IDLE_WORKERS_KEPT_MS,
-                    "preload_python_modules": [WORKER_SETUP],
-                },
                 runtime_env={"worker_process_setup_hook": f"{WORKER_SETUP}.silence_ray_train"} if training else None,
+                **local_ray_config(IDLE_WORKERS_KEPT_MS, [WORKER_SETUP]),
                 **common,
             )
     context = DataContext.get_current()
@@ -108,7 +106,7 @@ def _start_local(**options: Any) -> None:
             ray.init("local", **options)
             return
         except Exception as error:  # the only type that Ray raises here
-            if "timed out during startup" not in str(error) or not remaining:
+            if not is_start_timeout(error) or not remaining:
                 raise
             print("Ray did not start within its 30 s on this busy machine: trying again", flush=True)
 
@@ -122,13 +120,11 @@ class ModelActors:
     gpu_share: float
 
     def stage(self) -> dict[str, Any]:
-        """Return the arguments of `map_batches_internal` for the stage, on whole blocks.
+        """Return the arguments of `map_whole_blocks`, or with a `batch_size` of `map_batches`, for the stage.
 
-        The public `map_batches` of Ray 2.60 requires a batch size with GPUs, which would merge and split blocks. The
-        next block is prefetched to the actor's node (Ray keeps two tasks in flight per actor).
+        The next block is prefetched to the actor's node (Ray keeps two tasks in flight per actor).
         """
         return {
-            "batch_size": None,
             "num_cpus": CPU_SHARE,
             "num_gpus": self.gpu_share,
             "fn_constructor_kwargs": {"options": storage_options()},
@@ -165,7 +161,7 @@ def model_actors(requested: tuple[int, int] | None, device: str, parts: int) -> 
 
 
 def model_stage(device: str, parts: int) -> dict[str, Any]:
-    """Return the arguments of `map_batches_internal` for an embedding stage.
+    """Return the arguments of `map_whole_blocks` for an embedding stage.
 
     As `model_actors`, but one CPU is reserved for decoding, which is a larger share of the work here.
     """

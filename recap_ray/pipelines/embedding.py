@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 
 from recap_ray.alignment import EmbeddedPairs
+from recap_ray.compat import map_whole_blocks
 from recap_ray.images.decode import ImageLimits
 from recap_ray.images.resize import ImagePreparer
 from recap_ray.models.clip import ClipCard, ClipEncoder
@@ -38,11 +39,8 @@ def embed_pairs(parts: list[pa.Table], card: ClipCard, compute: Compute, limits:
     parts = [part.set_column(part.column_names.index("captions"), "captions", captions_as_json(part)) for part in parts]
     loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
     actors = model_stage(compute.device, len(parts))
-    return (
-        ray.data.from_arrow(parts)
-        .map_batches(loader, batch_format="numpy", **cpu_stage())
-        .map_batches_internal(PairsActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
-    )
+    loaded = ray.data.from_arrow(parts).map_batches(loader, batch_format="numpy", **cpu_stage())
+    return map_whole_blocks(loaded, PairsActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
 
 
 @dataclass(frozen=True)
@@ -74,15 +72,10 @@ def embed(
     of_texts = np.full((len(distinct), card.embed_dim), np.nan, np.float32)
     if parts := _text_parts(distinct) + _image_parts(list(images.values()), part_rows):
         loader = ImageLoader(ImagePreparer.from_preprocess_cfg(card.preprocess), limits)
-        embedded = (
-            ray.data.from_arrow(parts)
-            .map_batches(ImagePartLoader(loader), batch_format="numpy", **cpu_stage())
-            .map_batches_internal(
-                EmbeddingActor,
-                fn_constructor_args=(card, compute),
-                batch_format="numpy",
-                **model_stage(compute.device, len(parts)),
-            )
+        loaded = ray.data.from_arrow(parts).map_batches(ImagePartLoader(loader), batch_format="numpy", **cpu_stage())
+        actors = model_stage(compute.device, len(parts))
+        embedded = map_whole_blocks(
+            loaded, EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors
         )
         with Progress("CLIP", len(images) + len(distinct), "images and texts") as progress:
             for part in embedded.iter_batches(batch_size=None, batch_format="numpy"):

@@ -11,13 +11,12 @@ from __future__ import annotations
 import gc
 import logging
 
-gc.set_threshold(10_000, 10, 10)
+from recap_ray.compat import chatty_train_loggers
 
-# Logs once a second during training, since a local Ray has no dashboard to query.
-NOISY = ("ray.train.v2._internal.execution.controller.placement_group_cleaner",)
+gc.set_threshold(10_000, 10, 10)
 
 
 def silence_ray_train() -> None:
     """Silence log messages that only developers of Ray Train can use."""
-    for name in NOISY:
+    for name in chatty_train_loggers():
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from recap_ray.compat import is_copied_by_ray
 from recap_ray.errors import UserError
 from recap_ray.runs.heartbeat import ensure_no_other_driver, heartbeat, require_own_heartbeat
 from recap_ray.storage.files import digest_of, read_json, write_json
@@ -120,8 +121,8 @@ def output_folder(output: str, flag: str = "--output") -> Path:
     folder = storage_path(output, flag)
     if is_remote(folder):
         return folder
-    if not Path(output).expanduser().is_absolute() and "/runtime_resources/" in os.getcwd():
-        # A submitted job runs in Ray's copy of the working directory, which Ray deletes some time after the job.
+    if not Path(output).expanduser().is_absolute() and is_copied_by_ray(os.getcwd()):
+        # Ray deletes its copy of the working directory some time after the job.
         raise UserError(f"{flag} {output} is relative to the job's temporary folder: give an absolute path")
     if folder.is_file():
         raise UserError(f"{flag} {output} is a file: expected a folder, new or of the same run")

@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 
 from recap_ray.captioners.rows import caption_rows
+from recap_ray.compat import map_whole_blocks
 from recap_ray.inputs.finding import Container
 from recap_ray.pipelines.caption.part_io import ContainerIndexer, PartWriter, container_item
 from recap_ray.pipelines.cluster import ModelActor, ModelActors, cpu_stage, light_stage
@@ -53,18 +54,19 @@ class CaptionStages:
         Each part enters as one block and leaves as one row. Containers are indexed while parts are captioned.
         `isolated` decodes in child processes.
         """
-        return (
+        loaded = (
             self._parts(parts, containers)
             .map_batches(PartReader(self.manifests, self.stop_file), batch_format="numpy", **light_stage())
             .map_batches(replace(self.loader, isolated=isolated), batch_format="numpy", **cpu_stage())
-            .map_batches_internal(
-                CaptionActor,
-                fn_constructor_args=(self.captioner, self.stop_file),
-                batch_format="numpy",
-                **self.actors.stage(),
-            )
-            .map_batches(PartWriter(self.run), batch_format="pyarrow", **light_stage())
         )
+        captioned = map_whole_blocks(
+            loaded,
+            CaptionActor,
+            fn_constructor_args=(self.captioner, self.stop_file),
+            batch_format="numpy",
+            **self.actors.stage(),
+        )
+        return captioned.map_batches(PartWriter(self.run), batch_format="pyarrow", **light_stage())
 
     def _parts(self, parts: list[Part], containers: list[Container]) -> ray.data.Dataset:
         """Return one row and one block per part.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
+from recap_ray.compat import map_whole_blocks
 from recap_ray.images.decode import ImageLimits
 from recap_ray.images.resize import ImagePreparer
 from recap_ray.models.clip import ClipCard
@@ -58,5 +59,5 @@ def embed_examples(
         chain = chain.map_batches(loader, batch_format="numpy", **cpu_stage())
     actors = model_stage(compute.device, len(parts))
     arguments = (card, compute, "source", False)
-    chain = chain.map_batches_internal(EmbeddingActor, fn_constructor_args=arguments, batch_format="numpy", **actors)
+    chain = map_whole_blocks(chain, EmbeddingActor, fn_constructor_args=arguments, batch_format="numpy", **actors)
     return chain.map_batches(ExampleWriter(folder), batch_format="numpy", **light_stage())

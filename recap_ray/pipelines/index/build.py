@@ -34,6 +34,7 @@ from recap_ray.caption_index.layout import FLAT, Layout, choose_layout
 from recap_ray.caption_index.lists import read_layout, trained_path
 from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import vectors_path, write_captions
+from recap_ray.compat import map_whole_blocks
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
@@ -176,9 +177,9 @@ def _digest(caption: str) -> bytes:
 def embed_shards(shards: list[int], folder: Path, card: ClipCard, compute: Compute) -> ray.data.Dataset:
     """Embed shards: numbers -> captions -> embeddings -> FAISS files, one block and one report row per shard."""
     actors = model_stage(compute.device, len(shards))
-    return (
-        ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))
-        .map_batches(CaptionReader(folder), batch_format="numpy", **light_stage())
-        .map_batches_internal(EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors)
-        .map_batches(VectorWriter(folder), batch_format="numpy", **light_stage())
+    numbers = ray.data.from_items([{"shard": number} for number in shards], override_num_blocks=len(shards))
+    captions = numbers.map_batches(CaptionReader(folder), batch_format="numpy", **light_stage())
+    embedded = map_whole_blocks(
+        captions, EmbeddingActor, fn_constructor_args=(card, compute), batch_format="numpy", **actors
     )
+    return embedded.map_batches(VectorWriter(folder), batch_format="numpy", **light_stage())
