@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -19,6 +20,7 @@ import yaml
 
 from recap_ray import settings as s
 from recap_ray.compat import typer_usage_error
+from recap_ray.console import configure_logging, say_error
 from recap_ray.errors import UserError
 from recap_ray.storage.paths import use_storage_options
 from recap_ray.timing.progress import configure_progress
@@ -61,13 +63,13 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, standalone_mode=False) or 0
         if code == 130:  # what typer returns for Ctrl-C
-            print("recap-ray: stopped; run the same command again to resume", file=sys.stderr)
+            say_error("stopped; run the same command again to resume")
         return code
     except UsageError as error:
         message = error.format_message()
     except UserError as error:
         message = str(error)
-    print(f"recap-ray: {' '.join(message.split())}", file=sys.stderr)
+    say_error(message)
     return 2
 
 
@@ -78,7 +80,9 @@ def _command(settings: type[s.Settings], target: str) -> Callable[..., int]:
         job_settings = settings(**values)
         job_settings.check()
         use_storage_options(getattr(job_settings, "storage_options", None))
-        configure_progress(getattr(job_settings, "quiet", False), getattr(job_settings, "json", False))
+        quiet, as_json = getattr(job_settings, "quiet", False), getattr(job_settings, "json", False)
+        configure_progress(quiet, as_json)
+        configure_logging(logging.ERROR if quiet else logging.INFO, as_json)
         module, function = target.split(":")
         return getattr(importlib.import_module(module), function)(job_settings)
 

@@ -91,8 +91,8 @@ class JobSettings(Settings):
         'JSON options for the file system of URLs, such as {"endpoint_url": "..."}; never saved; default: from the '
         "environment",
     ] = None  # fmt: skip
-    quiet: Annotated[bool, "do not print progress"] = False
-    json: Annotated[bool, "print progress as JSON, one line every 30 seconds on standard error"] = False
+    quiet: Annotated[bool, "print results and errors only, no progress and no notes"] = False
+    json: Annotated[bool, "print progress, one line every 30 seconds, and notes as JSON on standard error"] = False
 
     def check(self) -> None:
         """Raise UserError for the first value out of range."""

@@ -1,5 +1,6 @@
 """One Ray and one small embedded world for the whole session."""
 
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ.get("RECAP_RAY_TESTS_THREADS", "
 import pytest
 import torch
 from filelock import FileLock
+
+from recap_ray.console import LOGGER
 
 torch.set_num_threads(int(os.environ["OPENBLAS_NUM_THREADS"]))
 
@@ -52,6 +55,14 @@ def s3():
     with s3_server() as url, environment(**KEYS, AWS_ENDPOINT_URL=url):
         fsspec.filesystem("s3").mkdir("bucket")
         yield "s3://bucket"
+
+
+@pytest.fixture(autouse=True)
+def logging_of_python_callers(monkeypatch):
+    """Log messages as before any command: caplog sees them."""
+    monkeypatch.setattr(LOGGER, "handlers", [])
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    LOGGER.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 
 import recap_ray
 
-GROUND = {"errors", "schema", "vectors", "version"}  # which every room may import, and which import nothing
+GROUND = {"console", "errors", "schema", "vectors", "version"}  # which every room may import, and which import nothing
 ROOMS = """
 demo                cli pipelines models runs timing storage settings
 cli                 timing storage settings compat

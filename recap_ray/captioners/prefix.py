@@ -7,6 +7,7 @@ Nukrai, Mokady, Globerson, "Text-Only Training for Image Captioning using Noise-
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from recap_ray.settings import CaptionSettings
 from recap_ray.storage.paths import storage_path
 from recap_ray.timing.stage_times import StageClock
 from recap_ray.vectors import scaled_to_unit_length
+
+log = logging.getLogger(__name__)
 
 
 class ClipCap(ClipCaptioner):
@@ -52,7 +55,7 @@ class ClipCap(ClipCaptioner):
         self.language_model = LanguageModel(self.folder, self.compute, "--decoder")
         # In float32 whatever --precision: it is run once an image, and everything that is written depends on it.
         self.mapper = self.card.load_mapper(self.folder).to(self.language_model.device)
-        print(f"captions are written on {self.clip.device}", flush=True)
+        log.info(f"captions are written on {self.clip.device}")
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
         """Return the output columns for a batch of pictures; their lists of neighbours are empty."""

@@ -6,6 +6,7 @@ arXiv 2307.05591. The image itself never enters the language model; candidates a
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from recap_ray.errors import UserError
 from recap_ray.models.language_model import LanguageModel, check_language_model, language_model_identity
 from recap_ray.settings import CaptionSettings
 from recap_ray.timing.stage_times import StageClock
+
+log = logging.getLogger(__name__)
 
 
 class ReCap(ClipCaptioner):
@@ -53,7 +56,7 @@ class ReCap(ClipCaptioner):
         super().load()
         self.language_model = LanguageModel(self.language_model_name, self.compute)
         self.index = self.open_index(self.index_card, self.clip.device)
-        print(f"captions are written on {self.clip.device}, neighbours found by {self.index.searched_by}", flush=True)
+        log.info(f"captions are written on {self.clip.device}, neighbours found by {self.index.searched_by}")
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:
         """Return the output columns for a batch of pictures."""

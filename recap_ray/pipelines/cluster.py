@@ -23,11 +23,14 @@ from ray.data import ActorPoolStrategy, DataContext
 from threadpoolctl import threadpool_limits
 
 from recap_ray.compat import is_start_timeout, local_ray_config
+from recap_ray.console import LOGGER, configure_logging
 from recap_ray.errors import UserError
 from recap_ray.pipelines.original_error import original_error
 from recap_ray.settings import RaySettings
 from recap_ray.storage.paths import storage_options, use_storage_options
 from recap_ray.timing.forecast import Workers
+
+log = logging.getLogger(__name__)
 
 # Small shares, so that a node that is left alone still has room for the stages that read and write.
 CPU_SHARE = 0.25
@@ -108,7 +111,7 @@ def _start_local(**options: Any) -> None:
         except Exception as error:  # the only type that Ray raises here
             if not is_start_timeout(error) or not remaining:
                 raise
-            print("Ray did not start within its 30 s on this busy machine: trying again", flush=True)
+            log.warning("Ray did not start within its 30 s on this busy machine: trying again")
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class ModelActors:
         return {
             "num_cpus": CPU_SHARE,
             "num_gpus": self.gpu_share,
-            "fn_constructor_kwargs": {"options": storage_options()},
+            "fn_constructor_kwargs": {"options": storage_options(), "log_level": LOGGER.getEffectiveLevel()},
             "compute": ActorPoolStrategy(min_size=self.min_size, max_size=self.max_size),
             **ACTOR_RETRIES,
         }
@@ -179,7 +182,8 @@ class ModelActor(ABC):
     constructor to the driver only as text, after restarting the actor several times.
     """
 
-    def __init__(self, *arguments: Any, options: Mapping[str, Any]):
+    def __init__(self, *arguments: Any, options: Mapping[str, Any], log_level: int = logging.WARNING):
+        configure_logging(log_level)  # as in the driver; Ray prints the lines there
         use_storage_options(json.dumps(options))  # models may be in an object store
         self.user_error: UserError | None = None
         try:

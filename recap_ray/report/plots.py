@@ -17,6 +17,7 @@ import numpy as np
 
 from recap_ray.alignment import METHODS, GapProjection, Recipe
 from recap_ray.alignment.solvers import PREPARATIONS, RIDGES
+from recap_ray.console import say
 from recap_ray.errors import MissingExtra
 from recap_ray.runs.run import output_file
 from recap_ray.storage.paths import commit
@@ -52,7 +53,7 @@ def save_plots(figures: Mapping[str, Figure], folder: Path) -> None:
     """Write each figure to NAME.svg, the same figure to the same bytes, and print the paths."""
     for name, figure in figures.items():
         commit(folder / f"{name}.svg", partial(_save, figure))
-    print(f"plots: {', '.join(str(folder / f'{name}.svg') for name in figures)}")
+    say(f"plots: {', '.join(str(folder / f'{name}.svg') for name in figures)}")
 
 
 def retrieval_figure(candidates: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Figure:

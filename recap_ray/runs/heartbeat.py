@@ -9,6 +9,7 @@ unchanged. A second driver that finds one watches it for 40 seconds for a change
 from __future__ import annotations
 
 import calendar
+import logging
 import os
 import socket
 import threading
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from recap_ray.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 TIMEOUT_S = 40.0  # a driver without a heartbeat for this long is dead
@@ -46,7 +49,7 @@ def heartbeat(
             try:
                 beat()
             except Exception as error:  # stores raise many types; a lasting failure also fails the run
-                print(f"run.json could not be written: {first_line(error)}", flush=True)
+                log.error("run.json could not be written: %s", first_line(error))
 
     beat()
     check()
@@ -65,7 +68,7 @@ def ensure_no_other_driver(read: Callable[[], Heartbeat | None], where: str) -> 
     before = read()
     if before is None or before["driver"] == ME or _age(before) > STALE_S:
         return
-    print(f"{where}: looking for {TIMEOUT_S:.0f} s whether {before['driver']} is still at work", flush=True)
+    log.info(f"{where}: looking for {TIMEOUT_S:.0f} s whether {before['driver']} is still at work")
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         time.sleep(HEARTBEAT_S / 5)

@@ -1,5 +1,6 @@
 """The three ways to search an index find the same, and shard actors may die."""
 
+import logging
 import os
 import shutil
 import signal
@@ -119,14 +120,15 @@ def test_the_search_is_chosen_from_sizes(tmp_path, rows, actors, memories, expec
     assert how == expected and "GiB" in reason
 
 
-def test_captions_are_the_same_with_shard_actors(built, run_folder, tmp_path, capsys):
+def test_captions_are_the_same_with_shard_actors(built, run_folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     images = tmp_path / "images"
     images.mkdir()
     for path in sorted(Path(built.world.images).iterdir())[:16]:  # the first part of run_folder
         shutil.copy(path, images)
     settings = built.caption_settings(tmp_path / "out", images=str(images), index_search="spread")
     assert caption(settings) == 0
-    assert "in 3 shards: spread, as requested" in capsys.readouterr().out
+    assert "in 3 shards: spread, as requested" in caplog.text
     rows = {row["key"]: row for row in pq.read_table(run_folder / "captions").to_pylist()}
     found = pq.read_table(tmp_path / "out" / "captions").to_pylist()
     assert len(found) == 16

@@ -145,7 +145,7 @@ def test_a_killed_training_goes_on_to_the_same_end(clipcap, tmp_path):
     [
         ({"method": "capdec"}, "capdec trains on text only: give --captions, and no --pairs"),
         ({"noise_variance": "0.1"}, "clipcap trains on image embeddings without noise"),
-        ({"method": "speak"}, "--method 'speak': expected clipcap, capdec or recap"),
+        ({"method": "speak"}, "--method 'speak': expected recap, clipcap or capdec"),
         ({"mapper": "cnn"}, "--mapper 'cnn': expected mlp or transformer"),
         ({"learning_rate": 0.0}, "--learning-rate 0.0: expected above 0"),
         (

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from recap_ray.captioners import make_captioner
+from recap_ray.console import say
 from recap_ray.errors import MissingExtra
 from recap_ray.pipelines.augment.pairs import split_pairs
 from recap_ray.pipelines.augment.rounds import Loop, Round, TooManyErrors, caption_settings
@@ -50,14 +51,14 @@ def augment_index(settings: AugmentIndexSettings) -> int:
     training, validation = split_pairs(settings)
     run = open_run(settings.output, "augment-index", shaping_of(settings), asdict(settings), FILES)
     if run.is_finished():
-        print(f"the loop in {run.folder} is already finished for these pairs")
+        say(f"the loop in {run.folder} is already finished for these pairs")
         return 0
     loop = Loop(run.folder, settings, training, validation)
     try:
         with ray_session(settings):
             rounds, ended = run_rounds(loop, settings.rounds)
     except TooManyErrors as error:
-        print(error)
+        say(error)
         return 1
     best = max(rounds, key=lambda one: one.cider)  # the first among equals
     publish_folder(best.index, run.folder / "index", INDEX_FILES)
@@ -66,7 +67,7 @@ def augment_index(settings: AugmentIndexSettings) -> int:
     run.write("rounds.json", content)
     run.succeed()
     print_rounds(rounds, best)
-    print(f"{ended}; round {best.number} is the best: {run.folder}/index, {run.folder}/alignment")
+    say(f"{ended}; round {best.number} is the best: {run.folder}/index, {run.folder}/alignment")
     return 0
 
 
@@ -118,7 +119,7 @@ def publish_folder(source: Path, target: Path, patterns: tuple[str, ...]) -> Non
 
 def print_rounds(rounds: list[Round], best: Round) -> None:
     """Print the rounds as a table."""
-    print(
+    say(
         f"\n{'round':>8}{'kept':>8}{'of':>8}{'aCLIP-S':>9}{'new':>8}{'index':>10}{'R@1':>8}{'R@10':>8}{'MRR':>8}{'CIDEr':>8}"
     )
     for one in rounds:
@@ -127,4 +128,4 @@ def print_rounds(rounds: list[Round], best: Round) -> None:
         threshold = "" if report["threshold"] is None else f"{report['threshold']:.3f}"
         counts = f"{report['kept']:>8,}{report['captioned']:>8,}{threshold:>9}{report['new_in_index']:>8,}"
         scores = "".join(f"{report['retrieval'][name]:>8.3f}" for name in ("R@1", "R@10", "MRR"))
-        print(f"{mark:2}{one.number:>6}{counts}{report['index_rows']:>10,}{scores}{one.cider:>8.3f}")
+        say(f"{mark:2}{one.number:>6}{counts}{report['index_rows']:>10,}{scores}{one.cider:>8.3f}")

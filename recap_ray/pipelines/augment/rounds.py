@@ -6,6 +6,7 @@ the rounds and outputs that an earlier run created after it, since they were mad
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -34,6 +35,8 @@ from recap_ray.settings import (
 )
 from recap_ray.storage.files import read_json, write_json
 from recap_ray.storage.paths import commit
+
+log = logging.getLogger(__name__)
 
 SCORED_COLUMNS = ["key", "source", "caption", "aligned_clip_score"]
 
@@ -92,10 +95,7 @@ class Loop:
         self.number = number
         folder = self.folder / f"round-{number}"
         images = draw_images(self.training, settings.images_per_round, number)
-        print(
-            f"\nround {number}: {len(images):,} training images, {self.validation.num_rows:,} for validation",
-            flush=True,
-        )
+        log.info(f"\nround {number}: {len(images):,} training images, {self.validation.num_rows:,} for validation")
         self.step(folder / "images.parquet", lambda path: write_table(path, images))
         self.caption_images(folder / "images.parquet", folder / "training", before.index, before.alignment)
         rows = read_rows(folder / "training", SCORED_COLUMNS)

@@ -9,6 +9,7 @@ O/failures/part-<id>-<number>.txt              why a part could not be captioned
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ from recap_ray.runs.run import Run, RunFiles, open_run
 from recap_ray.settings import CaptionSettings
 from recap_ray.storage.paths import commit, storage_path
 from recap_ray.timing.forecast_file import read_forecast
+
+log = logging.getLogger(__name__)
 
 FILES = RunFiles(results=("captions/part-*.parquet", "captions/pack-*.parquet"), prepared=("plan/*",))
 
@@ -122,15 +125,15 @@ def caption_all(opened: Callable[[Work], AbstractContextManager[CaptionStages]],
             break
         remaining = f"{len(parts) + len(containers):,} parts"
         if stalled:
-            print(f"caption: {chain_error}: {remaining} continue on the remaining nodes", flush=True)
+            log.warning("caption: %s: %s continue on the remaining nodes", chain_error, remaining)
             continue
         if chain_error:
-            print(f"caption: Ray gave up ({type(chain_error).__name__}: {first_line(chain_error)})", flush=True)
+            log.warning("caption: Ray gave up (%s: %s)", type(chain_error).__name__, first_line(chain_error))
         if not tally.images and len(parts) >= ABORT_AFTER_FAILURES:
             break
         if attempts < MAX_ATTEMPTS:
             outcome = "were not reached" if chain_error else "failed"
-            print(f"caption: {remaining} {outcome} and are retried in isolation", flush=True)
+            log.warning("caption: %s %s and are retried in isolation", remaining, outcome)
 
 
 def caption_once(reports: Any, tally: Tally) -> Exception | None:
@@ -181,11 +184,11 @@ def stop_on_sigterm(stop_file: Path) -> Iterator[Path]:
     stop_file.unlink(missing_ok=True)
 
     def stop(*_: Any) -> None:
-        print("caption: stopping after the parts in progress", flush=True)
+        log.info("caption: stopping after the parts in progress")
         try:
             commit(stop_file, lambda path: path.touch())
         except Exception as error:  # a signal may interrupt any call, which has to continue
-            print(f"caption: {stop_file} could not be written ({first_line(error)}): not stopping", flush=True)
+            log.error("caption: %s could not be written (%s): not stopping", stop_file, first_line(error))
 
     if threading.current_thread() is not threading.main_thread():
         yield stop_file

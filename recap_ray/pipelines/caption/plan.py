@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from recap_ray.captioners import Captioner, make_captioner
+from recap_ray.console import say
 from recap_ray.errors import UserError
 from recap_ray.inputs.finding import find_input
 from recap_ray.inputs.sampling import Sample, sample_input
@@ -54,8 +55,8 @@ def plan(settings: PlanSettings) -> int:
         unit_hour=settings.gpu_hour_usd or settings.cpu_hour_usd,
     )
     about = "" if settings.count or sample.exact else ", estimated by their size"
-    print(f"\nplan, from {measured.images:,} of {sample.total:,} images{about}, on {cpus} CPUs and {gpus} GPUs")
-    print(describe(measured, estimate))
+    say(f"\nplan, from {measured.images:,} of {sample.total:,} images{about}, on {cpus} CPUs and {gpus} GPUs")
+    say(describe(measured, estimate))
     if output:
         write_json(output, {"measured": asdict(measured), "stages": stages, "forecast": estimate.as_json()})
     return 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recap_ray.console import say
 from recap_ray.runs.parts import finished_parts, manifests_in, parts_of
 from recap_ray.runs.run import Run
 from recap_ray.runs.summary import Counts, count_all
@@ -101,25 +102,25 @@ def finish(run: Run, tally: Tally, settings: CaptionSettings, forecast: SavedFor
             written = output_bytes(run.folder) * tally.images / summary["images"]  # earlier sessions wrote the others
             took = (tally.images, progress.seconds, settings.part_rows, written, times["bottleneck"], tally.workers)
             summary["planned"] = compare_with_forecast(forecast, ActualRun(*took))
-        print(times_table(times))
+        say(times_table(times))
     if summary != before:
         run.write("summary.json", summary)
     errors = sum(summary["errors"].values())
-    print(f"{summary['images']:,} images, {summary['captioned']:,} captioned, {errors:,} errors: {run.folder}/captions")
+    say(f"{summary['images']:,} images, {summary['captioned']:,} captioned, {errors:,} errors: {run.folder}/captions")
     for code, count in sorted(summary["errors"].items()):
-        print(f"  {code}: {count:,}")
+        say(f"  {code}: {count:,}")
     if tally.stopped:
-        print("stopped; run the same command again to resume")
+        say("stopped; run the same command again to resume")
         return 1
     if missing or tally.failures:
         failed = f"{len(tally.failures):,} parts failed: see {run.folder}/failures"
         unreached = len(missing - tally.failures.keys())
         suffix = f", {unreached:,} were not reached" if unreached else ""
-        print(f"{failed}{suffix}; run the same command again to retry only those")
+        say(f"{failed}{suffix}; run the same command again to retry only those")
         return 1
     run.succeed()
     if errors > settings.max_error_rate * summary["images"]:
-        print(f"more errors than --max-error-rate {settings.max_error_rate} allows")
+        say(f"more errors than --max-error-rate {settings.max_error_rate} allows")
         return 1
     return 0
 
@@ -143,7 +144,7 @@ def report_failures(run: Run, tally: Tally, missing: Collection[str]) -> None:
         commit(folder / f"{failure_name(name)}.txt", lambda path: path.write_text(f"{name}\n{reason}\n"))  # noqa: B023
     if tally.failures:
         part, reason = next(iter(tally.failures.items()))
-        print(f"{part} failed:\n{reason.rstrip()}")
+        say(f"{part} failed:\n{reason.rstrip()}")
 
 
 def failure_name(name: str) -> str:

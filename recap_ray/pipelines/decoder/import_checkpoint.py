@@ -17,6 +17,7 @@ from typing import Any
 import safetensors.torch
 from transformers import AutoTokenizer
 
+from recap_ray.console import say
 from recap_ray.errors import UserError
 from recap_ray.models.checkpoint_import import Checkpoint, read_checkpoint
 from recap_ray.models.clip import ClipCard
@@ -66,7 +67,7 @@ def import_decoder(settings: ImportDecoderSettings) -> int:
         safetensors.torch.save_file(checkpoint.mapper, folder / MAPPER_WEIGHTS)
         tokenizer.save_pretrained(folder)
         card.save(folder, made_by)
-    print(f"{describe(card, checkpoint)}: {output}")
+    say(f"{describe(card, checkpoint)}: {output}")
     return 0
 
 

@@ -9,6 +9,7 @@ D/summary.json          losses, seconds, sizes
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from recap_ray.alignment import LinearAlignment
 from recap_ray.alignment.card import open_alignment
+from recap_ray.console import say
 from recap_ray.errors import UserError
 from recap_ray.images.decode import ImageLimits
 from recap_ray.models.clip import ClipCard
@@ -46,6 +48,8 @@ from recap_ray.training.loop import (
     total_steps,
 )
 from recap_ray.training.noise import Noise, estimate_variance
+
+log = logging.getLogger(__name__)
 
 FILES = RunFiles(results=("embedded/part-*.parquet", "decoder.json"), prepared=("plan/*",))
 CAPDEC_VARIANCE = "0.016"  # CapDec's code
@@ -79,7 +83,7 @@ def train_decoder(settings: TrainDecoderSettings) -> int:
     }
     run = open_run(settings.output, "train-decoder", shaping, asdict(settings), FILES)
     if run.is_finished():
-        print(f"the decoder in {run.folder} is already trained with these settings")
+        say(f"the decoder in {run.folder} is already trained with these settings")
         return 0
     with ray_session(settings, training=True):
         parts = write_manifest_once(run.folder / "plan", listing, settings.part_rows)
@@ -88,7 +92,7 @@ def train_decoder(settings: TrainDecoderSettings) -> int:
         training, validation = examples.split(settings.held_out)
         noise = noise_of(settings, examples, offset)
         job = TrainingJob(settings, run.folder, shape, tuned, noise)
-        print(_describe(job, len(training), len(validation)), flush=True)
+        log.info(_describe(job, len(training), len(validation)))
         run_training(job, total_steps(len(training), settings.batch_size, settings.epochs))
     _finish(run, job, card, len(training), len(validation), examples.left_out)
     return 0
@@ -185,7 +189,7 @@ def _finish(run: Run, job: TrainingJob, card: ClipCard, training: int, validatio
     run.succeed()
     for name in (CHECKPOINT, BEST):
         (run.folder / name).unlink(missing_ok=True)
-    print(
+    say(
         f"{settings.method}: {summary['trained_parameters']:,} of {summary['parameters']:,} parameters trained in "
         f"{state.step:,} steps, {state.seconds:,.0f} s; validation loss {state.best_loss:.4f} in epoch "
         f"{state.best_epoch}: {run.folder}"

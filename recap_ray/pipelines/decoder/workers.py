@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ from recap_ray.training.loop import (
     total_steps,
 )
 from recap_ray.training.noise import Noise
+
+log = logging.getLogger(__name__)
 
 MAX_WARMUP_STEPS = 5000  # ClipCap's code
 GROUP_RESTARTS = 2  # of all workers, after the loss of one
@@ -195,6 +198,6 @@ def _print_entry(entry: dict[str, Any], progress: Progress) -> None:
         progress.update(max(0, entry["step"] - progress.done), note=f"loss {entry['loss']:.3f}")
     elif "epoch" in entry:
         best = ", the best so far" if entry["best"] else ""
-        print(f"epoch {entry['epoch']}: validation loss {entry['validation_loss']:.4f}{best}")
+        log.info(f"epoch {entry['epoch']}: validation loss {entry['validation_loss']:.4f}{best}")
         for sample in entry["samples"]:
-            print(f"    {sample}")
+            log.info(f"    {sample}")

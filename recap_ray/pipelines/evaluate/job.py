@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recap_ray.console import say
 from recap_ray.errors import UserError
 from recap_ray.metrics import bootstrap
 from recap_ray.metrics.agreement import agreement
@@ -59,7 +60,7 @@ def evaluate(settings: EvaluateSettings) -> int:
         report["made_with"] |= {"CLIP": clip, **methods}
     write_json(output, report)
     (print_agreement if settings.judgements else print_scores)(report)
-    print(f"scores: {output}, by image: {by_image}")
+    say(f"scores: {output}, by image: {by_image}")
     if plots:
         draw(by_image, report.get("standard_errors", {}), "captions" if settings.judgements else "images", plots)
     return 0
@@ -181,7 +182,7 @@ def draw(by_image: Path, standard_errors: dict[str, float | None], of: str, plot
     columns = {name: table[name].to_numpy() for name in DISTRIBUTIONS if name in table.column_names}
     scores = {name: values[np.isfinite(values)] for name, values in columns.items() if np.isfinite(values).any()}
     if not scores:
-        print(f"none of {', '.join(DISTRIBUTIONS)} was scored: there is nothing to plot")
+        say(f"none of {', '.join(DISTRIBUTIONS)} was scored: there is nothing to plot")
         return
     save_plots({"scores": scores_figure(scores, standard_errors, of)}, plots)
 
@@ -191,7 +192,7 @@ _BOOTSTRAP = f"bootstrap over images, {bootstrap.REPLICATES:,} replicates"
 
 def print_scores(report: dict[str, Any]) -> None:
     """Print a table of value, standard error, number of images, and the settings of CLIP scores."""
-    print(f"{report['scored']:,} of {report['images']:,} images scored, tokenizer {report['made_with']['tokenizer']}")
+    say(f"{report['scored']:,} of {report['images']:,} images scored, tokenizer {report['made_with']['tokenizer']}")
     retrieval = report["retrieval"] or {"standard_errors": {}}
     errors = {**report["standard_errors"], **retrieval["standard_errors"]}
     images = {**report["images_scored"], **dict.fromkeys(retrieval["standard_errors"], retrieval.get("images"))}
@@ -199,18 +200,18 @@ def print_scores(report: dict[str, Any]) -> None:
     for name, value in {**report["metrics"], **retrieval}.items():
         if name in errors and value is not None:
             error = "" if errors[name] is None else f"+- {errors[name]:.4f}"
-            print(f"  {name:12} {value:8.4f} {error:10} {images[name]:>8,} images  {methods.get(name, '')}".rstrip())
+            say(f"  {name:12} {value:8.4f} {error:10} {images[name]:>8,} images  {methods.get(name, '')}".rstrip())
     for name, reason in report["left_out"].items():
-        print(f"  {name:12} left out: {reason}")
+        say(f"  {name:12} left out: {reason}")
 
 
 def print_agreement(report: dict[str, Any]) -> None:
     """Print the taus of each metric."""
-    print(
+    say(
         f"{report['captions']:,} captions, {report['ratings']:,} ratings, protocol {report['protocol']}; taus times 100"
     )
     for name, taus in report["agreement"].items():
         values = "  ".join(f"{tau} {'none' if value is None else f'{value:.1f}':>5}" for tau, value in taus.items())
-        print(f"  {name:12} {values}  {report['made_with'].get(name, '')}".rstrip())
+        say(f"  {name:12} {values}  {report['made_with'].get(name, '')}".rstrip())
     for name, reason in report["left_out"].items():
-        print(f"  {name:12} left out: {reason}")
+        say(f"  {name:12} left out: {reason}")

@@ -17,6 +17,7 @@ centroids are unchanged.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -35,6 +36,7 @@ from recap_ray.caption_index.lists import read_layout, trained_path
 from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import vectors_path, write_captions
 from recap_ray.compat import map_whole_blocks
+from recap_ray.console import say
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.models.device import Compute
@@ -48,6 +50,8 @@ from recap_ray.storage.files import digest_of, file_stamp
 from recap_ray.storage.paths import remove_leftovers
 from recap_ray.tables.captions import iter_captions
 from recap_ray.timing.progress import Progress
+
+log = logging.getLogger(__name__)
 
 FILES = RunFiles(results=("shard-*.faiss",), prepared=("shard-*.parquet",))
 RECALL = 0.95  # default target
@@ -78,7 +82,7 @@ def build_index(settings: BuildIndexSettings) -> int:
     }
     run = open_run(settings.output, "build-index", shaping, asdict(settings), FILES)
     if run.is_finished():
-        print(f"the index in {run.folder} is already built from these captions")
+        say(f"the index in {run.folder} is already built from these captions")
         return 0
     remove_leftovers(run.folder)
     input_captions, new_rows = write_shard_captions(run.folder, chain([first], batches), settings, base)
@@ -119,7 +123,7 @@ def build_index(settings: BuildIndexSettings) -> int:
     )
     run.succeed()
     reused = f"{base.rows:,} reused, " if base.rows else ""
-    print(f"{rows:,} captions ({reused}{duplicates:,} duplicates removed) in {len(shard_rows)} shards: {run.folder}")
+    say(f"{rows:,} captions ({reused}{duplicates:,} duplicates removed) in {len(shard_rows)} shards: {run.folder}")
     return 0
 
 
@@ -134,7 +138,7 @@ def resolve_layout(folder: Path, base: IndexBase, settings: BuildIndexSettings, 
         memory = settings.index_memory_gb * 2**30
     layout, reason = choose_layout(settings.index_type, rows, dim, memory)
     lists = f" of {layout.nlist:,} lists" if layout.nlist else ""
-    print(f"index of type {layout.type}{lists} for {rows:,} captions: {reason}", flush=True)
+    log.info(f"index of type {layout.type}{lists} for {rows:,} captions: {reason}")
     return layout
 
 

@@ -7,6 +7,7 @@ and its recall is stored in index.json.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,15 +28,18 @@ from recap_ray.caption_index.lists import (
 from recap_ray.caption_index.merge import merge_top_k
 from recap_ray.caption_index.search import IndexCard
 from recap_ray.caption_index.shard import read_vectors, vectors_path
+from recap_ray.console import say
 from recap_ray.pipelines.cluster import cpu_stage
 from recap_ray.pipelines.index.shard_stages import ExactSearch, ListFiller, ListSearch
+
+log = logging.getLogger(__name__)
 
 
 def fill_lists(folder: Path, shard_rows: list[int], layout: Layout) -> None:
     """Train the lists of an index, unless finished, and convert the remaining flat shards to lists."""
     if not trained_path(folder).exists():
         threads = max(1, int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])) // 2)
-        print(f"training {layout.nlist:,} lists with {threads} threads", flush=True)
+        log.info(f"training {layout.nlist:,} lists with {threads} threads")
         ray.get(ray.remote(num_cpus=threads)(train_lists).remote(folder, shard_rows, layout, threads))
     layouts = [layout_of(read_vectors(vectors_path(folder, n), mapped=True)[0]) for n in range(len(shard_rows))]
     if flat := [n for n, current in enumerate(layouts) if current != layout]:
@@ -58,10 +62,9 @@ def measure_recall(card: IndexCard, target: float) -> tuple[IndexCard, dict[str,
     shares = recall.shares_found(recall.decided(ids, scores, card.rescored or recall.K), truth[1])
     rescored = f", {card.rescored} candidates rescored" if codes else ""
     below = f", below the target of {target}" if shares.mean() < target else ""
-    print(
+    say(
         f"recall@{recall.K} {shares.mean():.3f} of {len(queries):,} queries{below}: {card.nprobe:,} of {card.nlist:,} "
-        f"lists visited{rescored}",
-        flush=True,
+        f"lists visited{rescored}"
     )
     return card, recall.report(shares, target)
 

@@ -10,6 +10,7 @@ of the nodes, and the rows of a part must not.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,8 @@ import ray
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.captioners.base import Captioner
 from recap_ray.pipelines.index.shard_actors import SpreadIndex
+
+log = logging.getLogger(__name__)
 
 # Shares of a node's memory: for all copies of a whole index together, which hold it permanently; and for a mapped one,
 # whose pages are read from disk at every search if they do not stay in memory.
@@ -40,7 +43,7 @@ def shared_index(captioner: Captioner, requested: str, actors: int) -> Iterator[
     how, reason = requested, "as requested"
     if requested == "auto":
         how, reason = choose_search(card, actors, list(memories.values()))
-    print(f"index of {card.rows:,} captions (type {card.type}) in {card.shards:,} shards: {how}, {reason}", flush=True)
+    log.info(f"index of {card.rows:,} captions (type {card.type}) in {card.shards:,} shards: {how}, {reason}")
     if how == "spread":
         with SpreadIndex.started(card, list(memories)) as spread:
             captioner.open_index = lambda card, device: spread

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from recap_ray.console import say
 from recap_ray.errors import UserError
 from recap_ray.metrics.drift import Comparison, compare
 from recap_ray.metrics.profile import ACLIP_S, CLIP_S, COLUMNS, Measured, Profile
@@ -56,7 +57,7 @@ def check(settings: CheckSettings) -> int:
         write_json(output, as_json(run, profile, comparisons, drifts, others))
     if target and not drifts:
         write_json(target, baseline_of(settings.captions, run, profile))
-        print(f"baseline of {profile.rows:,} rows: {target}")
+        say(f"baseline of {profile.rows:,} rows: {target}")
     return 1 if drifts else 0
 
 
@@ -136,15 +137,15 @@ def print_comparison(
 ) -> None:
     """Print the table, the differences and the drifts."""
     if comparisons:
-        print(comparison_table(comparisons))
+        say(comparison_table(comparisons))
     if others:
-        print(f"note: the baseline is of a run with another {', '.join(others)}")
+        say(f"note: the baseline is of a run with another {', '.join(others)}")
     for sentence in drifts:
-        print(f"drift: {sentence}")
+        say(f"drift: {sentence}")
     if drifts:
-        print(f"to inspect the run: recap-ray report --captions {captions} --output gallery.html")
+        say(f"to inspect the run: recap-ray report --captions {captions} --output gallery.html")
     elif comparisons:
-        print("no drift")
+        say("no drift")
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import ray
 
+from recap_ray.console import say
 from recap_ray.errors import UserError
 from recap_ray.pipelines.cluster import light_stage, ray_session
 from recap_ray.runs.packs import finish_packs, group_parts, write_pack
@@ -53,7 +54,7 @@ def compact(settings: CompactSettings) -> int:
                 with ray_session(settings):
                     for merged in merge_all(Packer(captions, run["fingerprint"]), packs):
                         progress.update(merged)
-    print(f"{count:,} parts merged into {len(packs):,} files, {len(sizes) - count:,} unchanged: {captions}")
+    say(f"{count:,} parts merged into {len(packs):,} files, {len(sizes) - count:,} unchanged: {captions}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from recap_ray.console import say
 from recap_ray.errors import ImageError, UserError, first_line
 from recap_ray.images.decode import ImageLimits
 from recap_ray.images.isolation import IsolatedCalls
@@ -36,7 +37,7 @@ def report(settings: ReportSettings) -> int:
     output = output_file(settings.output)
     rows, page = _comparison(settings, settings.compare) if settings.compare else _gallery(settings)
     commit(output, lambda path: path.write_text(page, encoding="utf-8"))
-    print(f"{rows:,} images, {len(page.encode()) / 1e6:.1f} MB: {output}")
+    say(f"{rows:,} images, {len(page.encode()) / 1e6:.1f} MB: {output}")
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from recap_ray.console import say
 from recap_ray.inputs.finding import Input, find_input
 from recap_ray.inputs.manifests import index_file
 from recap_ray.inputs.rows import ManifestRow
@@ -54,11 +55,11 @@ def print_comparison(comparison: Comparison) -> None:
     faults = comparison.faults
     for name, fault in faults.items():
         for key in fault.first:
-            print(f"{name}: {key}")
+            say(f"{name}: {key}")
         if fault.count > len(fault.first):
-            print(f"{name}: ... and {fault.count - len(fault.first):,} more")
+            say(f"{name}: ... and {fault.count - len(fault.first):,} more")
     counts = ", ".join(f"{fault.count:,} {name}" for name, fault in faults.items())
-    print(f"{comparison.expected:,} images, {comparison.actual:,} rows:", counts)
+    say(f"{comparison.expected:,} images, {comparison.actual:,} rows: {counts}")
 
 
 def input_side(images: Input) -> Side:
