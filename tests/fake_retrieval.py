@@ -33,8 +33,8 @@ class RetrievingCaptioner(FakeCaptioner):
 
     index_card: IndexCard | None = None
 
-    def load(self):
-        self.index = self.open_index(self.index_card, None)
+    def load(self, open_index):
+        self.index = open_index(self.index_card, None)
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock):
         columns = super().caption(pixels, keys, clock)

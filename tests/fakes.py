@@ -27,7 +27,7 @@ class FakeCaptioner:
     def identity(self):
         return {"captioner": "fake"}
 
-    def load(self):
+    def load(self, open_index=None):
         pass
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock):

@@ -19,7 +19,7 @@ GROUND = {"console", "errors", "schema", "vectors", "version"}  # which every ro
 ROOMS = """
 demo                cli pipelines models runs timing storage settings
 cli                 timing storage settings compat
-api                 pipelines/fit pipelines captioners caption_index inputs models tables alignment images runs
+api                 pipelines/fit pipelines captioners inputs models tables alignment images runs
                     timing storage settings
 pipelines/augment   pipelines/caption pipelines/evaluate pipelines/fit pipelines/index pipelines captioners
                     tables runs storage settings
@@ -28,7 +28,7 @@ pipelines/output    pipelines report inputs metrics images runs timing storage s
 pipelines/evaluate  pipelines report models tables alignment metrics images runs storage settings
 pipelines/fit       pipelines report models tables alignment images runs timing storage settings
 pipelines/decoder   pipelines training models tables alignment images runs timing storage settings compat
-pipelines/index     pipelines captioners caption_index models tables runs timing storage settings compat
+pipelines/index     pipelines caption_index models tables runs timing storage settings compat
 pipelines           inputs models alignment images runs timing storage settings compat
 captioners          caption_index models alignment metrics images timing storage settings
 training            models storage

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -44,10 +43,6 @@ def captioner_of(flags: Mapping[str, Any], **more: Any) -> tuple[Captioner, Capt
     captioner = make_captioner(settings)
     if settings.index_search == "spread":
         raise UserError("--index-search spread belongs to the command caption: from Python it is whole or mapped")
-    if settings.index_search == "mapped":
-        from recap_ray.caption_index.search import CaptionIndex
-
-        captioner.open_index = partial(CaptionIndex.open, mapped=True)
     return captioner, settings
 
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:  # workers that only read and write come by here too, and star
 
     from recap_ray.caption_index.search import CaptionSearch, IndexCard
 
+    OpenIndex = Callable[[IndexCard, torch.device], CaptionSearch]  # opens an index beside models on a device
+
 
 class Captioner(ABC):
     """A method of captioning: built and checked in the driver, sent to the actors, loaded there."""
 
     index_card: IndexCard | None = None  # of the index that it retrieves from, if it does
-    # How `load` opens that index beside models on a device; a pipeline may put a search there that actors share.
-    open_index: Callable[[IndexCard, torch.device], CaptionSearch]
 
     @abstractmethod
     def __init__(self, settings: CaptionSettings):
@@ -40,8 +40,12 @@ class Captioner(ABC):
         """How pictures are resized for this captioner."""
 
     @abstractmethod
-    def load(self) -> None:
-        """Load the weights; called once in each actor."""
+    def load(self, open_index: OpenIndex | None = None) -> None:
+        """Load the weights; called once in each actor.
+
+        `open_index` is how a pipeline opens the index of `index_card`, such as a search that actors share; without it
+        a captioner that retrieves opens it itself.
+        """
 
     @abstractmethod
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:

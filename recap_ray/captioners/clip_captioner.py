@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from recap_ray.models.clip import ClipCard, ClipEncoder
 from recap_ray.models.device import Compute
 from recap_ray.models.search import Decoding
 from recap_ray.settings import CaptionSettings
+
+if TYPE_CHECKING:
+    from recap_ray.captioners.base import OpenIndex
 
 
 class ClipCaptioner(Captioner):
@@ -45,7 +48,7 @@ class ClipCaptioner(Captioner):
         """Pictures as the CLIP model was trained to see them."""
         return ImagePreparer.from_preprocess_cfg(self.clip_card.preprocess)
 
-    def load(self) -> None:
+    def load(self, open_index: OpenIndex | None = None) -> None:
         """Load CLIP."""
         self.clip = ClipEncoder(self.clip_card, self.compute)
 

@@ -8,7 +8,7 @@ Nukrai, Mokady, Globerson, "Text-Only Training for Image Captioning using Noise-
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from recap_ray.settings import CaptionSettings
 from recap_ray.storage.paths import storage_path
 from recap_ray.timing.stage_times import StageClock
 from recap_ray.vectors import scaled_to_unit_length
+
+if TYPE_CHECKING:
+    from recap_ray.captioners.base import OpenIndex
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class ClipCap(ClipCaptioner):
         """Everything that shapes a caption."""
         return super().identity | {"decoder": self.decoder_identity}
 
-    def load(self) -> None:
+    def load(self, open_index: OpenIndex | None = None) -> None:
         """Load CLIP, the mapper and the language model."""
         super().load()
         self.language_model = LanguageModel(self.folder, self.compute, "--decoder")

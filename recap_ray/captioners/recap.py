@@ -7,7 +7,8 @@ arXiv 2307.05591. The image itself never enters the language model; candidates a
 from __future__ import annotations
 
 import logging
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from recap_ray.errors import UserError
 from recap_ray.models.language_model import LanguageModel, check_language_model, language_model_identity
 from recap_ray.settings import CaptionSettings
 from recap_ray.timing.stage_times import StageClock
+
+if TYPE_CHECKING:
+    from recap_ray.captioners.base import OpenIndex
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +37,6 @@ class ReCap(ClipCaptioner):
         self.language_model_name = settings.language_model
         self.language_model_identity = language_model_identity(self.language_model_name)
         self.index_card = IndexCard.of(settings.index, self.clip_card.identity, self.clip_card.embed_dim)
-        self.open_index = CaptionIndex.open
         check_language_model(self.language_model_name, self.decoding)
         if settings.neighbours > self.index_card.rows:
             raise UserError(
@@ -51,11 +54,12 @@ class ReCap(ClipCaptioner):
             "prompt": self.settings.prompt,
         }
 
-    def load(self) -> None:
+    def load(self, open_index: OpenIndex | None = None) -> None:
         """Load CLIP, the language model and the index."""
         super().load()
         self.language_model = LanguageModel(self.language_model_name, self.compute)
-        self.index = self.open_index(self.index_card, self.clip.device)
+        open_index = open_index or partial(CaptionIndex.open, mapped=self.settings.index_search == "mapped")
+        self.index = open_index(self.index_card, self.clip.device)
         log.info(f"captions are written on {self.clip.device}, neighbours found by {self.index.searched_by}")
 
     def caption(self, pixels: np.ndarray, keys: list[str], clock: StageClock) -> dict[str, list[Any]]:

@@ -27,7 +27,7 @@ from recap_ray.storage.paths import storage_options
 from recap_ray.timing.stage_times import StageClock
 
 if TYPE_CHECKING:  # the dependencies of a captioner are imported only by the actors
-    from recap_ray.captioners.base import Captioner
+    from recap_ray.captioners.base import Captioner, OpenIndex
 
 PARTS_PER_BLOCK = 1000
 
@@ -42,6 +42,7 @@ class CaptionStages:
     actors: ModelActors
     part_rows: int
     stop_file: Path
+    open_index: OpenIndex | None = None
 
     @property
     def manifests(self) -> Path:
@@ -62,7 +63,7 @@ class CaptionStages:
         captioned = map_whole_blocks(
             loaded,
             CaptionActor,
-            fn_constructor_args=(self.captioner, self.stop_file),
+            fn_constructor_args=(self.captioner, self.open_index, self.stop_file),
             batch_format="numpy",
             **self.actors.stage(),
         )
@@ -91,9 +92,9 @@ class CaptionActor(ModelActor):
         """Return the result of `process` for the block, or the failure of its part."""
         return super().__call__(batch)
 
-    def load(self, captioner: Captioner, stop_file: Path) -> None:
+    def load(self, captioner: Captioner, open_index: OpenIndex | None, stop_file: Path) -> None:
         """Load the models."""
-        captioner.load()
+        captioner.load(open_index)
         self.captioner = captioner
         self.stop_file = stop_file
         self.idle_since: float | None = None

@@ -14,12 +14,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import ray
 
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
-from recap_ray.captioners.base import Captioner
 from recap_ray.pipelines.index.shard_actors import SpreadIndex
+
+if TYPE_CHECKING:
+    from recap_ray.captioners.base import OpenIndex
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +33,11 @@ MAPPED_SHARE = 0.5
 
 
 @contextmanager
-def shared_index(captioner: Captioner, requested: str, actors: int) -> Iterator[None]:
-    """Configure how `actors` copies of a captioner, created in this context, search their index.
-
-    With auto by its size and the nodes. A captioner without an index is unchanged.
-    """
-    card = captioner.index_card
+def shared_index(card: IndexCard | None, requested: str, actors: int) -> Iterator[OpenIndex | None]:
+    """Yield how `actors` captioners open an index in this context, with auto by its size and the nodes; None without
+    an index."""
     if card is None:
-        yield
+        yield None
         return
     memories = node_memories()
     how, reason = requested, "as requested"
@@ -46,11 +46,9 @@ def shared_index(captioner: Captioner, requested: str, actors: int) -> Iterator[
     log.info(f"index of {card.rows:,} captions (type {card.type}) in {card.shards:,} shards: {how}, {reason}")
     if how == "spread":
         with SpreadIndex.started(card, list(memories)) as spread:
-            captioner.open_index = lambda card, device: spread
-            yield
+            yield lambda card, device: spread
     else:
-        captioner.open_index = partial(CaptionIndex.open, mapped=how == "mapped")
-        yield
+        yield partial(CaptionIndex.open, mapped=how == "mapped")
 
 
 def choose_search(card: IndexCard, actors: int, memories: list[float]) -> tuple[str, str]:
