@@ -42,7 +42,6 @@ class NgramScores:
     corpus: dict[str, float | None]  # by metric; None for one that was left out
     per_image: dict[str, np.ndarray]  # by metric: float64 (n,)
     tokenizer: str  # "ptb" or "python"
-    tokenizer_reason: str = ""  # why "auto" did not take ptb
     left_out: dict[str, str] = field(default_factory=dict)  # by metric: the reason in one line
     totals: tuple[bootstrap.Total, ...] = ()  # corpus metrics that are not means of per_image, by their statistics
 
@@ -100,7 +99,7 @@ def score_captions(
     if find_spec("pycocoevalcap") is None:
         raise MissingExtra("pycocoevalcap", "eval", "scoring captions by n-grams")
     used = {key: references[key] for key in captions}
-    truths, candidates, used_tokenizer, reason = _tokenized(used, captions, tokenizer)
+    truths, candidates, used_tokenizer = _tokenized(used, captions, tokenizer)
     for key, texts in truths.items():
         if not any(texts):
             raise UserError(f"the references of image {key!r} hold no word: give it at least one that does")
@@ -121,7 +120,7 @@ def score_captions(
         corpus |= {name: scores.corpus[name] for name in selected}
         per_image |= {name: np.asarray(scores.per_image[name], np.float64) for name in selected}
         totals += [scores.total] if scores.total else []
-    return NgramScores(list(captions), corpus, per_image, used_tokenizer, reason, left_out, tuple(totals))
+    return NgramScores(list(captions), corpus, per_image, used_tokenizer, left_out, tuple(totals))
 
 
 def _check(captions: dict[str, str], references: dict[str, list[str]], metrics: Sequence[str]) -> None:
@@ -137,25 +136,23 @@ def _check(captions: dict[str, str], references: dict[str, list[str]], metrics: 
 # --- tokenizing ---
 
 
-def _tokenized(references: Texts, captions: dict[str, str], tokenizer: str) -> tuple[Texts, Texts, str, str]:
+def _tokenized(references: Texts, captions: dict[str, str], tokenizer: str) -> tuple[Texts, Texts, str]:
     lines = [text for texts in references.values() for text in texts] + ["-"] + list(captions.values())
-    words, used, reason = _tokenized_lines(lines, tokenizer)
+    words, used = _tokenized_lines(lines, tokenizer)
     position = iter(words)
     truths = {key: [next(position) for _ in texts] for key, texts in references.items()}
     next(position)  # a separator line: the Java tokenizer looks ahead, and references must not depend on captions
-    return truths, {key: [next(position)] for key in captions}, used, reason
+    return truths, {key: [next(position)] for key in captions}, used
 
 
-def _tokenized_lines(lines: list[str], tokenizer: str) -> tuple[list[str], str, str]:
-    reason = ""
+def _tokenized_lines(lines: list[str], tokenizer: str) -> tuple[list[str], str]:
     if tokenizer in ("auto", "ptb"):
         try:
-            return ptb_tokenize(lines), "ptb", ""
+            return ptb_tokenize(lines), "ptb"
         except CannotRun as error:
             if tokenizer == "ptb":
                 raise UserError(f"the tokenizer 'ptb' cannot run, choose 'python': {error}") from error
-            reason = str(error)
-    return [" ".join(tokenize(line)) for line in lines], "python", reason
+    return [" ".join(tokenize(line)) for line in lines], "python"
 
 
 def ptb_tokenize(lines: list[str]) -> list[str]:

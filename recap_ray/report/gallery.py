@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recap_ray.report.histogram import Counts, Histogram, draw
+from recap_ray.report.histogram import SCORE_STEPS, Counts, Histogram, draw
 from recap_ray.report.page import (
     BY_KEY,
     FIELDS,
@@ -118,7 +118,7 @@ def kinds(figures: Figures) -> list[tuple[str, str, int]]:
 
 def histograms(rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Counts] | None) -> list[Histogram]:
     """Draw the histograms of both scores of the run and of the lengths of `rows`; empty ones are left out."""
-    shown = {name: Counts(100, (finite(row[name]) for row in rows)) for name in SCORES}
+    shown = {name: Counts(SCORE_STEPS, (finite(row[name]) for row in rows)) for name in SCORES}
     lengths = Counts(1, (length_of(row["caption"]) for row in rows if row["error"] is None))
     drawn = [
         draw(FIELDS[name], title, "", (scores or shown)[name], shown[name])

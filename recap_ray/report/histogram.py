@@ -1,7 +1,7 @@
-"""Histograms for a page: numbers are counted a part at a time, and the bars are drawn from the counts.
+"""Histograms for a page or a figure: numbers are counted a part at a time, and the bars are drawn from the counts.
 
 Counts are kept in fine steps with fixed edges, so those of many parts add up; the number of steps a bar is chosen when
-drawing. Bars are in the units of an SVG image of WIDTH x HEIGHT.
+drawing. The place and size of a bar are in the units of an SVG image of WIDTH x HEIGHT.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ WIDTH, HEIGHT = 320, 108  # of the plot; its labels are below
 MAX_BARS = 24
 MAX_BAR_WIDTH = 32  # if there are few bars
 MAX_TICKS = 6
+SCORE_STEPS = 100  # scores are counted in steps of 0.01
 
 
 class Counts:

@@ -19,6 +19,7 @@ from recap_ray.alignment import METHODS, GapProjection, Recipe
 from recap_ray.alignment.solvers import PREPARATIONS, RIDGES
 from recap_ray.console import say
 from recap_ray.errors import MissingExtra
+from recap_ray.report.histogram import SCORE_STEPS, Counts, draw
 from recap_ray.runs.run import output_file
 from recap_ray.storage.paths import commit
 
@@ -35,7 +36,6 @@ FILL = dict(zip(RIDGES, (None, "white")))
 
 # The metrics whose value is the mean over images, in the order they are drawn.
 DISTRIBUTIONS = ("CLIP-S", "RefCLIP-S", "aCLIP-S", "RefaCLIP-S", "CIDEr", "ROUGE-L", "SPICE")
-BINS = 30
 
 
 def require_matplotlib() -> None:
@@ -122,7 +122,10 @@ def scores_figure(
     for ax, (name, values) in zip(all_axes, scores.items()):
         mean, error = float(values.mean()), standard_errors.get(name)
         title = f"{name}: mean {mean:.3f}" + (f" ± {error:.3f}" if error is not None else "")
-        ax.hist(values, BINS, color=BLUE, alpha=0.7)
+        counts = Counts(SCORE_STEPS, values)
+        if histogram := draw(name, title, "", counts, counts):
+            edges = [*(bar.low for bar in histogram.bars), histogram.bars[-1].high]
+            ax.stairs([bar.count for bar in histogram.bars], edges, fill=True, color=BLUE, alpha=0.7)
         ax.axvline(mean, c=BLACK, lw=1.5, ls="--", label="mean")
         ax.set_title(title, fontsize="medium")
         ax.set_xlabel(f"{name} (no unit)")

@@ -15,12 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recap_ray.report.histogram import Counts
+from recap_ray.report.histogram import SCORE_STEPS, Counts
 from recap_ray.report.page import SCORES
 from recap_ray.storage.paths import map_concurrently
-
-SAMPLES = ("even", "best", "worst", "random")
-SCORE_STEPS = 100  # scores are counted in steps of 0.01
 
 
 @dataclass(frozen=True)
