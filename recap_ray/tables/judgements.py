@@ -69,7 +69,8 @@ def read_judgements(
     if not rows:
         raise UserError(f"{where} holds no judgement: expected {FORMATS}")
     _check(rows, references, protocol, where, references_flag)
-    rows, references = _apply_protocol(protocol, rows, references, where)
+    from_script = suffix_of(path) == ".json" and not references_path
+    rows, references = _apply_protocol(protocol, rows, references, where, from_script)
     return _collect(protocol, rows, references)
 
 
@@ -106,8 +107,7 @@ def remove_judged_captions(rows: Rows, references: References) -> References:
     """Return, for CF, the references without the captions judged of the same image (Hessel et al. 2021, appendix A).
 
     Each judgement removes the first reference equal to its caption, if any, and it stays removed for all judgements of
-    that image, earlier ones too. An image with the same reference twice keeps the second; but in clipscore's .json
-    this was done once already, so there it loses the second here.
+    that image, earlier ones too. An image with the same reference twice keeps the second.
     """
     remaining = {image: list(texts) for image, texts in references.items()}
     for row in rows:
@@ -116,8 +116,14 @@ def remove_judged_captions(rows: Rows, references: References) -> References:
     return remaining
 
 
-def _apply_protocol(protocol: str, rows: Rows, references: References, where: str) -> tuple[Rows, References]:
-    """Apply the rule of the protocol to rows and references; raises UserError if nothing remains."""
+def _apply_protocol(
+    protocol: str, rows: Rows, references: References, where: str, from_script: bool
+) -> tuple[Rows, References]:
+    """Apply the rule of the protocol to rows and references; raises UserError if nothing remains.
+
+    from_script: the references are those that clipscore's download.py wrote, which for CF has removed the judged captions
+    already. Its compute_metrics.py takes them unchanged, and a second removal would take the second of two equal ones.
+    """
     if protocol == EXPERT:
         rows = skip_own_captions(rows, references)
         if not rows:
@@ -125,7 +131,7 @@ def _apply_protocol(protocol: str, rows: Rows, references: References, where: st
                 f"{where}: every judged caption is among its image's references, and the protocol {protocol} skips "
                 "those: no judgement is left"
             )
-    if protocol == CF:
+    if protocol == CF and not from_script:
         references = remove_judged_captions(rows, references)
         if bare := next((row for row in rows if not references[row.image]), None):
             raise UserError(

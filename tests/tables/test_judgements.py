@@ -130,16 +130,14 @@ def test_experts_judgements_of_an_images_own_captions_are_skipped(annotated, in_
         assert found.references == {"a.jpg": REFERENCES["a.jpg"]}  # skipped, not removed
 
 
-def test_the_crowds_judged_captions_are_removed_from_the_references_of_their_image(
-    annotated, in_json, tmp_path, tokens
-):
+def test_the_crowds_judged_captions_are_removed_from_the_references_of_their_image(annotated, tmp_path, tokens):
     # The own caption is judged last, and yet the earlier judgement of the image is measured without it too.
     other, own = ("a.jpg", "b.jpg#0", 0, 0, 3), ("a.jpg", "a.jpg#0", 0.5, 1, 1)
     elsewhere = ("b.jpg", "a.jpg#1", 0, 0, 3)  # among a.jpg's references, but judged of b.jpg
     rows = table(tmp_path, ("a.jpg", "a cat .", 0), ("a.jpg", "a dog runs .", 0.5))
-    from_txt, from_json = annotated(other, own, elsewhere), in_json(("a cat .", 0), ("a dog runs .", 0.5))
+    from_txt = annotated(other, own, elsewhere)
     assert from_txt.references["b.jpg"] == REFERENCES["b.jpg"]
-    for found in (from_txt, from_json, read_judgements(rows, tokens, "flickr8k-cf")):
+    for found in (from_txt, read_judgements(rows, tokens, "flickr8k-cf")):
         assert found.protocol == "flickr8k-cf"
         assert found.captions[:2] == ["a cat .", "a dog runs ."]  # removed, not skipped
         assert found.references["a.jpg"] == ["a dog .", "a dog ."]
@@ -151,6 +149,19 @@ def test_of_equal_references_each_judgement_removes_the_first(annotated):
     twice = annotated(("a.jpg", "a.jpg#1", 0.5, 1, 1), ("a.jpg", "a.jpg#2", 1, 3, 0))
     assert twice.references == {"a.jpg": ["a dog runs ."]}
     assert twice.ratings == [[0.5, 1]]
+
+
+def test_the_json_of_the_crowd_has_the_references_that_its_script_left(annotated, in_json, tokens):
+    """One "a dog ." of two is judged: clipscore's script removes one, and neither it nor we remove the other."""
+    judged = ("a dog .", 0.5)
+    of_annotations = annotated(("a.jpg", "a.jpg#1", 0.5, 1, 1)).references
+    as_the_script_leaves_them = ["a dog runs .", "a dog ."]
+    assert of_annotations == {"a.jpg": as_the_script_leaves_them}
+    found = in_json(judged, references=as_the_script_leaves_them)
+    assert (found.protocol, found.references) == ("flickr8k-cf", of_annotations)
+    # References that are given anew have not been through the script.
+    assert in_json(judged, references_path=tokens, protocol="flickr8k-cf").references == of_annotations
+    assert in_json(judged, references=["a dog ."]).references == {"a.jpg": ["a dog ."]}
 
 
 def test_under_the_protocol_of_tables_nothing_is_skipped_or_removed(in_json, tmp_path, tokens):
