@@ -367,7 +367,10 @@ class ImportDecoderSettings(JobSettings):
     method: Annotated[PrefixMethod | None, "method that the checkpoint was trained for"] = None
     clip: Annotated[str | None, "CLIP model that it was trained with, as --clip of caption"] = None
     normalise: Annotated[bool | None, "whether it was trained on embeddings of unit length; always with capdec"] = None
-    tokenizer: Annotated[str, "tokenizer of its GPT-2: a name on the Hugging Face hub, a folder, or tiny"] = "gpt2"
+    tokenizer: Annotated[
+        str, "tokenizer of its GPT-2: a name on the Hugging Face hub, a folder (tokenizer.json, or vocab.json with "
+        "merges.txt), or tiny"
+    ] = "gpt2"  # fmt: skip
     heads: Annotated[int | None, "attention heads of its GPT-2; default: hidden size / 64"] = None
     mapper_heads: Annotated[int, "attention heads of a transformer mapper"] = 8
 

@@ -40,6 +40,10 @@ def test_the_first_line_of_an_exception_is_its_own_or_its_name():
     assert first_line(KeyError()) == "KeyError"
 
 
+def test_a_first_line_that_introduces_a_list_comes_with_it():
+    assert first_line(ValueError("expected one of: \n(1) this, \n(2) that.")) == "expected one of: (1) this, (2) that."
+
+
 # --- every message is read ---
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
 from recap_ray.errors import UserError
@@ -22,6 +22,7 @@ from recap_ray.models.names import folder_identity, language_model_path
 from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.models.search import Decoding, search
 from recap_ray.models.slot_cache import IMPLEMENTATION
+from recap_ray.models.tokenizer import load_tokenizer
 
 STOPS = (".", "\n")  # a caption is one sentence; models that were never taught an end token stop here
 
@@ -82,7 +83,7 @@ class LanguageModel:
         with load_errors(flag, name):
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             architecture = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            tokenizer = AutoTokenizer.from_pretrained(path, truncation_side="left", trust_remote_code=False)
+            tokenizer = load_tokenizer(path, truncation_side="left")
             model = architecture.from_pretrained(
                 path,
                 use_safetensors=True,

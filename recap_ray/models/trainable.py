@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from recap_ray.errors import UserError
@@ -24,6 +24,7 @@ from recap_ray.models.decoder_card import MAPPER_WEIGHTS
 from recap_ray.models.device import load_errors
 from recap_ray.models.names import LANGUAGE_MODEL_ALIASES
 from recap_ray.models.prefix_mapper import MapperShape
+from recap_ray.models.tokenizer import load_tokenizer
 from recap_ray.storage.paths import commit
 
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # of GPT-2's configuration
@@ -121,7 +122,7 @@ def new_trainable(
     path = LANGUAGE_MODEL_ALIASES.get(language_model, language_model)
     changes = {} if dropout is None else dict.fromkeys(DROPOUTS, dropout)
     with load_errors("--language-model", language_model):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = load_tokenizer(path)
         if from_scratch:
             config = AutoConfig.from_pretrained(path, trust_remote_code=False, **changes)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

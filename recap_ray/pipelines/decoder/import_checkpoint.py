@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from transformers import AutoTokenizer
 
 from recap_ray.console import say
 from recap_ray.errors import UserError
@@ -25,6 +24,7 @@ from recap_ray.models.decoder_card import CARD, MAPPER_WEIGHTS, DecoderCard
 from recap_ray.models.device import load_errors
 from recap_ray.models.language_model import language_model_identity
 from recap_ray.models.names import language_model_path
+from recap_ray.models.tokenizer import load_tokenizer
 from recap_ray.runs.run import output_folder
 from recap_ray.settings import ImportDecoderSettings
 from recap_ray.storage.cache import cached_path
@@ -75,7 +75,7 @@ def load_matching_tokenizer(name: str, vocabulary: int) -> Any:
     """Load the tokenizer; raise UserError if that fails or if it does not match the vocabulary size."""
     path = language_model_path(name, "--tokenizer")
     with load_errors("--tokenizer", name):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = load_tokenizer(path)
         if tokenizer.eos_token_id is None:
             raise ValueError("it has no end token")
     if not 0 <= vocabulary - len(tokenizer) < MAX_PADDING_ROWS:
