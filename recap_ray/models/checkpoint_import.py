@@ -105,6 +105,9 @@ class _Sizes:
         if any(key.startswith(name) for key in self.state):
             prefix = self._side(f"{name}2.weight", 0) // self.width
             return MapperShape("mlp", self._side(f"{name}0.weight", 1), self.width, max(1, prefix))
+        if f"{MAPPER}weight" in self.state:
+            prefix = self._side(f"{MAPPER}weight", 0) // self.width
+            return MapperShape("linear", self._side(f"{MAPPER}weight", 1), self.width, max(1, prefix))
         tokens = self._side(f"{MAPPER}linear.weight", 0) // self.width
         return MapperShape(
             "transformer",

@@ -19,7 +19,7 @@ MAPPED_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class MapperShape:
-    """The sizes of a mapper; `clip_length`, `layers` and `heads` are the transformer's, and 0 for an MLP."""
+    """The sizes of a mapper; `clip_length`, `layers` and `heads` are the transformer's, and 0 for others."""
 
     kind: str  # one of MAPPERS
     embed_dim: int  # D, of CLIP
@@ -53,6 +53,18 @@ class MlpMapper(nn.Module):
         return self.model(embeddings).unflatten(1, (self.shape.prefix_length, self.shape.width))
 
 
+class LinearMapper(nn.Linear):
+    """One linear layer: what ClipCap's predict.py has in place of the MLP where the prefix is longer than 10."""
+
+    def __init__(self, shape: MapperShape):
+        super().__init__(shape.embed_dim, shape.width * shape.prefix_length)
+        self.shape = shape
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Prefixes (n, P, width) of embeddings (n, D)."""
+        return super().forward(embeddings).unflatten(1, (self.shape.prefix_length, self.shape.width))
+
+
 class TransformerMapper(nn.Module):
     """The embedding as C tokens, and P learned ones after them, of which the transformer makes the prefix.
 
@@ -73,7 +85,7 @@ class TransformerMapper(nn.Module):
         return self.transformer(x)[:, self.shape.clip_length :]
 
 
-MAPPERS = {"mlp": MlpMapper, "transformer": TransformerMapper}
+MAPPERS = {"mlp": MlpMapper, "transformer": TransformerMapper, "linear": LinearMapper}
 
 
 class _Transformer(nn.Module):

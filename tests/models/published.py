@@ -44,6 +44,11 @@ def mlp_shapes(dim: int, width: int, prefix: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+def linear_shapes(dim: int, width: int, prefix: int) -> dict[str, tuple[int, ...]]:
+    """The weights of the one linear layer that predict.py makes for a prefix of more than 10."""
+    return {"weight": (width * prefix, dim), "bias": (width * prefix,)}
+
+
 def transformer_shapes(dim: int, width: int, prefix: int, clip_length: int, layers: int) -> dict[str, tuple[int, ...]]:
     """The weights of a transformer mapper."""
     shapes: dict[str, tuple[int, ...]] = {
@@ -79,6 +84,9 @@ def naive_prefix(state: dict[str, torch.Tensor], embedding: torch.Tensor, width:
     if "model.0.weight" in weights:
         hidden = torch.tanh(weights["model.0.weight"] @ x + weights["model.0.bias"])
         return (weights["model.2.weight"] @ hidden + weights["model.2.bias"]).reshape(-1, width).float()
+    if "weight" in weights:
+        rows = [row.dot(x) + bias for row, bias in zip(weights["weight"], weights["bias"])]
+        return torch.stack(rows).reshape(-1, width).float()
     tokens = (weights["linear.weight"] @ x + weights["linear.bias"]).reshape(-1, width)
     x = torch.cat([tokens, weights["prefix_const"]])
     for i in range(1 + max(int(name.split(".")[2]) for name in weights if name.startswith("transformer."))):

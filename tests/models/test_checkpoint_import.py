@@ -17,7 +17,14 @@ from recap_ray.models.prefix_mapper import MapperShape
 from recap_ray.models.search import Decoding, search
 from recap_ray.settings import CaptionSettings
 from tests.models.naive import assert_same_tokens, write_naively
-from tests.models.published import mlp_shapes, naive_prefix, published_state, random_gpt2, transformer_shapes
+from tests.models.published import (
+    linear_shapes,
+    mlp_shapes,
+    naive_prefix,
+    published_state,
+    random_gpt2,
+    transformer_shapes,
+)
 
 VOCABULARY = 426  # of the embedded tokenizer
 STEPS = 12
@@ -29,6 +36,12 @@ WORLDS = {
         1,
         random_gpt2(vocab_size=VOCABULARY + 4, n_positions=70, n_embd=60, n_layer=3, n_head=3, n_inner=100),
         ["--heads", "3"],
+    ),
+    "linear": (
+        linear_shapes(128, 64, 12),
+        1,
+        random_gpt2(vocab_size=VOCABULARY, n_positions=70, n_embd=64, n_layer=2, n_head=1),
+        [],
     ),
     "transformer": (
         transformer_shapes(128, 128, 6, 3, 2),
@@ -147,6 +160,8 @@ def test_sizes_follow_from_the_shapes_whatever_they_are():
     assert sizes == (77, 33, 36, 5, 9, None)
     mlp = published_state(mlp_shapes(19, 35, 7), small_gpt2(n_embd=35))  # half of an odd number is rounded down
     assert parse_state(mlp, "", heads=7, mapper_heads=8).shape == MapperShape("mlp", 19, 35, 7)
+    linear = published_state(linear_shapes(19, 36, 40), gpt2)
+    assert parse_state(linear, "", heads=9, mapper_heads=8).shape == MapperShape("linear", 19, 36, 40)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict"])
@@ -211,6 +226,13 @@ def test_all_keys_that_are_not_as_expected_are_told_at_once(attempt):
     assert "unknown: gpt.transformer.ln_g.bias; misshapen: " in line
     assert "gpt.transformer.h.0.attn.c_proj.weight (64, 63) (expected (64, 64))" in line
     assert "gpt.transformer.ln_f.weight (torch.int64, expected floats)" in line
+
+
+def test_a_linear_layer_that_makes_no_whole_prefix_is_told(attempt):
+    state = published_state(linear_shapes(128, 64, 12), small_gpt2())
+    state["clip_project.weight"] = state["clip_project.weight"][:-1]
+    assert attempt(state).endswith("misshapen: clip_project.weight (767, 128) (expected (704, 128)), "
+                                   "clip_project.bias (768,) (expected (704,))")  # fmt: skip
 
 
 def test_a_size_that_cannot_be_known_is_told_without_blaming_every_shape(attempt):

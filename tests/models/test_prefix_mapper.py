@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from recap_ray.models.prefix_mapper import MAPPED_AT_ONCE, MapperShape, prefixes
-from tests.models.published import mlp_shapes, naive_prefix, transformer_shapes
+from tests.models.published import linear_shapes, mlp_shapes, naive_prefix, transformer_shapes
 
 MLP = MapperShape("mlp", embed_dim=37, width=30, prefix_length=3)
+LINEAR = MapperShape("linear", embed_dim=37, width=30, prefix_length=3)
 TRANSFORMER = MapperShape("transformer", embed_dim=37, width=30, prefix_length=3, clip_length=5, layers=2, heads=6)
 
 
@@ -23,8 +24,12 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters(shape, cou
 
 @pytest.mark.parametrize(
     "shape, expected",
-    [(MLP, mlp_shapes(37, 30, 3)), (TRANSFORMER, transformer_shapes(37, 30, 3, 5, 2))],
-    ids=["mlp", "transformer"],
+    [
+        (MLP, mlp_shapes(37, 30, 3)),
+        (LINEAR, linear_shapes(37, 30, 3)),
+        (TRANSFORMER, transformer_shapes(37, 30, 3, 5, 2)),
+    ],
+    ids=["mlp", "linear", "transformer"],
 )
 def test_weights_have_the_published_names_and_the_prefix_is_that_of_the_paper(shape, expected):
     torch.manual_seed(0)
@@ -41,7 +46,7 @@ def test_weights_have_the_published_names_and_the_prefix_is_that_of_the_paper(sh
 
 
 @pytest.mark.parametrize(
-    "shape", [MLP, TRANSFORMER, MapperShape("mlp", 128, 128, 8)], ids=["mlp", "transformer", "large"]
+    "shape", [MLP, LINEAR, TRANSFORMER, MapperShape("mlp", 128, 128, 8)], ids=["mlp", "linear", "transformer", "large"]
 )
 def test_a_prefix_does_not_depend_on_what_else_is_mapped(shape):
     torch.manual_seed(0)
