@@ -121,7 +121,7 @@ def _apply_protocol(
 ) -> tuple[Rows, References]:
     """Apply the rule of the protocol to rows and references; raises UserError if nothing remains.
 
-    from_script: the references are those that clipscore's download.py wrote, which for CF has removed the judged captions
+    from_script: the references are those that clipscore's download.py wrote, which for CF has removed judged captions
     already. Its compute_metrics.py takes them unchanged, and a second removal would take the second of two equal ones.
     """
     if protocol == EXPERT:
