@@ -24,6 +24,7 @@ CaptionMethod = Literal["recap", "clipcap", "capdec"]
 NgramMetric = Literal["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE"]
 Tokenizer = Literal["auto", "ptb", "python"]
 Protocol = Literal["auto", "flickr8k-expert", "flickr8k-cf", "table"]
+StopTokens = Literal["any-period", "period"]
 Preset = Literal["clipcap-coco", "clipcap-conceptual", "clipcap-coco-transformer", "capdec-coco"]
 
 DEVICE_HELP = "device that computes; auto: the GPU if there is one"
@@ -297,6 +298,10 @@ class CaptionerSettings(DecodingSettings):
         "recap: where the index is; whole: loaded by each actor; mapped: memory-mapped files, shared by a node's "
         "actors; spread: shards distributed over the nodes; auto: by size; all return the same results",
     ] = "auto"
+    stop_tokens: Annotated[
+        StopTokens, "clipcap and capdec: tokens that end a caption; any-period: all that contain a full stop or a line "
+        "break; period: the token of '.' alone, as in the published code; the end token always does"
+    ] = "any-period"  # fmt: skip
     decoder: Annotated[str | None, "clipcap and capdec: folder written by train-decoder or import-decoder"] = None
     alignment: Annotated[str | None, "folder written by fit-alignment; without it images are not mapped"] = None
 
@@ -306,7 +311,7 @@ class CaptionerSettings(DecodingSettings):
         if self.method == "recap":
             if self.index is None:
                 raise UserError("--method recap retrieves captions: give --index, a folder written by build-index")
-            self._leave_out("decoder")
+            self._leave_out("decoder", "stop_tokens")
         elif self.method in PREFIX_METHODS:
             if self.decoder is None:
                 raise UserError(

@@ -69,7 +69,9 @@ def written_naively(captioner: Any, prefix: torch.Tensor, key: str) -> Written:
     model = captioner.language_model.model
     model.set_attn_implementation("eager")
     try:
-        return write_naively(model, prefix, key, captioner.decoding, captioner.language_model.stops)
+        return write_naively(
+            model, prefix, key, captioner.decoding, captioner.language_model.stop_masks[captioner.decoding.stop_tokens]
+        )
     finally:
         model.set_attn_implementation(IMPLEMENTATION)
 

@@ -78,6 +78,7 @@ RANGES = [
     (CaptionSettings, "object_store_mb", 79, "at least 80, Ray's own minimum"),
     (CaptionSettings, "part_rows", 0, "at least 1"),
     (CaptionSettings, "prompt", "no place", "a text that contains {neighbours}"),
+    (CaptionSettings, "stop_tokens", "comma", "any-period or period"),
     (CaptionSettings, "temperature", -0.5, "0 (greedy) or more"),
     (CaptionSettings, "top_k", 0, "at least 1"),
     (CaptionSettings, "top_p", 0.0, "above 0, at most 1"),
@@ -252,6 +253,7 @@ def test_the_language_model_is_gpt2_for_recap_and_the_decoders_own_for_the_other
     [
         ("recap", {"index": None}, "--method recap retrieves captions: give --index"),
         ("recap", {"decoder": "d"}, "--decoder is not for --method recap: leave it out"),
+        ("recap", {"stop_tokens": "period"}, "--stop-tokens is not for --method recap: leave it out"),
         ("clipcap", {"decoder": None}, "--method clipcap needs a decoder: give --decoder"),
         ("capdec", {"index": "i"}, "--index is not for --method capdec: leave it out"),
         ("clipcap", {"language_model": "gpt2"}, "--language-model is not for --method clipcap: leave it out"),

@@ -24,7 +24,8 @@ from recap_ray.models.search import Decoding, search
 from recap_ray.models.slot_cache import IMPLEMENTATION
 from recap_ray.models.tokenizer import load_tokenizer
 
-STOPS = (".", "\n")  # a caption is one sentence; models that were never taught an end token stop here
+PERIOD, LINE_BREAK = ".", "\n"  # a caption is one sentence; models that were never taught an end token stop here
+ANY_PERIOD = Decoding.stop_tokens
 
 # Slots in a batch, at most. On a CPU core products reach their full rate from some 64 rows on, and smaller batches have
 # prompts of more equal lengths: 128 are 6 % faster than 256. On a GPU more rows read the weights less often, as long as
@@ -97,18 +98,21 @@ class LanguageModel:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.decoder = Decoder(self.model, static=can_be_captured(self.model))
         self.end = tokenizer.eos_token_id
-        self.stops = self._stopping_tokens()
+        self.stop_masks = self._stop_masks()
         self.room = self._tokens_in_memory()
 
     def write(self, prompts: Sequence[str] | Prompts, keys: Sequence[str], decoding: Decoding) -> list[list[str]]:
         """`decoding.candidates` captions for each prompt, a text or a prefix of embeddings; `keys` seed the draws.
 
-        Texts longer than the model's positions lose their beginning. A caption is the first sentence that is written.
+        Texts longer than the model's positions lose their beginning. A caption is the first sentence that is written,
+        or with the stop tokens "period" all that is written up to the token of ".", as one line.
         """
+        stops = self.stop_masks[decoding.stop_tokens]
         captions: list[list[str]] = [[] for _ in keys]
         for batch, given in self._batches(prompts, decoding):
-            found = search(self.decoder, given, [keys[i] for i in batch], self.stops, decoding)
-            texts = self._texts(found.reshape(-1, found.shape[-1]))
+            found = search(self.decoder, given, [keys[i] for i in batch], stops, decoding)
+            texts = self._texts(found.reshape(-1, found.shape[-1]), stops)
+            texts = [_first_sentence(text) if decoding.stop_tokens == ANY_PERIOD else _one_line(text) for text in texts]
             for position, i in enumerate(batch):  # a prompt that fills a batch up just writes its captions twice
                 captions[i] = texts[position * decoding.candidates : (position + 1) * decoding.candidates]
         return captions
@@ -155,21 +159,30 @@ class LanguageModel:
         total = torch.cuda.mem_get_info(self.device)[1]
         return int(SHARE_OF_MEMORY * max(0, total - 2 * weights) / bytes_a_token)
 
-    def _texts(self, tokens: np.ndarray) -> list[str]:
-        """Return the first sentence of each row of new tokens."""
-        ends = self.stops.cpu().numpy()[tokens]
+    def _texts(self, tokens: np.ndarray, stops: torch.Tensor) -> list[str]:
+        """Return the text of each row of new tokens, up to the first that `stops` (V,) holds true for."""
+        ends = stops.cpu().numpy()[tokens]
         lengths = np.where(ends.any(1), ends.argmax(1) + 1, tokens.shape[1])
         rows = [row[:length] for row, length in zip(tokens.tolist(), lengths)]
         rows = [row[:-1] if row and row[-1] == self.end else row for row in rows]
-        return [_first_sentence(text) for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
 
-    def _stopping_tokens(self) -> torch.Tensor:
-        """Which tokens end a caption: a mask over the vocabulary."""
+    def _stop_masks(self) -> dict[str, torch.Tensor]:
+        """Return which tokens end a caption, as masks over the vocabulary (V,), by the choices of --stop-tokens.
+
+        In GPT-2's vocabulary 121 tokens contain a full stop and 3 a line break. One of them is ".", at which the
+        published code of ClipCap and CapDec stops. The end token always stops, and so do rows without a token.
+        """
         size = self.model.config.vocab_size
         texts = self.tokenizer.batch_decode([[i] for i in range(min(size, len(self.tokenizer)))])
-        stops = [any(stop in text for stop in STOPS) for text in texts] + [True] * (size - len(texts))
-        stops[self.end] = True
-        return torch.tensor(stops, device=self.device)
+        rules = {
+            ANY_PERIOD: [PERIOD in text or LINE_BREAK in text for text in texts],
+            "period": [text == PERIOD for text in texts],
+        }
+        masks = {rule: torch.tensor(stops + [True] * (size - len(stops))) for rule, stops in rules.items()}
+        for mask in masks.values():
+            mask[self.end] = True
+        return {rule: mask.to(self.device) for rule, mask in masks.items()}
 
 
 def _power_of_two(count: int) -> int:
@@ -178,6 +191,10 @@ def _power_of_two(count: int) -> int:
 
 
 def _first_sentence(text: str) -> str:
-    line = text.strip().split("\n", 1)[0]
-    sentence, stop, _ = line.partition(".")
+    line = text.strip().split(LINE_BREAK, 1)[0]
+    sentence, stop, _ = line.partition(PERIOD)
     return (sentence + stop).strip()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -20,7 +20,8 @@ CHUNK = 64  # logits; see `top_logits`
 @dataclass(frozen=True)
 class Decoding:
     """How captions are written. With `beams` it is beam search, whose best `candidates` beams are given; else
-    candidates are drawn by temperature among the top-k and the nucleus (top-p), and temperature 0 is greedy."""
+    candidates are drawn by temperature among the top-k and the nucleus (top-p), and temperature 0 is greedy.
+    `stop_tokens` is a key of `LanguageModel.stop_masks`."""
 
     candidates: int = 8
     temperature: float = 0.7
@@ -29,6 +30,13 @@ class Decoding:
     max_new_tokens: int = 40
     seed: int = 0
     beams: int = 0
+    stop_tokens: str = "any-period"
+
+    def __post_init__(self) -> None:
+        # Fingerprints are made of vars(). Those of runs from before there was a choice of stop tokens lack the key, and
+        # such a run is to be resumed: without it in vars(), the default is still read, from the class.
+        if self.stop_tokens == type(self).stop_tokens:
+            del self.__dict__["stop_tokens"]
 
     @property
     def slots(self) -> int:

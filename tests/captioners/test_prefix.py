@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -159,6 +160,23 @@ def test_the_identity_tells_decoders_and_ways_of_decoding_apart_and_not_where_th
     assert all(make_captioner(other).identity != identity for other in others)
     # What a default stands for may be told without another run beginning.
     assert make_captioner(settings(beams=5, candidates=1)).identity == identity
+
+
+def test_stop_tokens_count_in_the_identity_unless_they_are_the_default_of_older_runs(settings):
+    older = {
+        "candidates": 1,
+        "temperature": 0.7,
+        "top_k": 50,
+        "top_p": 0.95,
+        "max_new_tokens": 20,
+        "seed": 0,
+        "beams": 5,
+    }
+    for default in (settings(), settings(stop_tokens="any-period")):
+        assert make_captioner(default).identity["decoding"] == older
+    captioner = make_captioner(settings(stop_tokens="period"))
+    assert captioner.identity["decoding"] == {**older, "stop_tokens": "period"}
+    assert copy.copy(make_captioner(settings()).decoding).stop_tokens == "any-period"  # as Ray copies it
 
 
 # --- mistakes ---

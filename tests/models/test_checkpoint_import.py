@@ -102,7 +102,7 @@ def test_an_imported_decoder_writes_the_tokens_of_the_naive_loop_over_the_publis
     state, heads, gpt2, captioner = world
     decoding = Decoding(candidates=beams or 1, temperature=0, max_new_tokens=STEPS, beams=beams)
     embeddings = np.random.default_rng(0).standard_normal((9, 128)).astype(np.float32)
-    keys, stops = [str(i) for i in range(9)], captioner.language_model.stops
+    keys, stops = [str(i) for i in range(9)], captioner.language_model.stop_masks["any-period"]
     found = search(captioner.language_model.decoder, captioner.prefix_of(embeddings), keys, stops, decoding)
     expected = []
     for embedding in torch.from_numpy(embeddings):

@@ -1,6 +1,9 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
+from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -10,6 +13,7 @@ from transformers import (
 )
 
 from recap_ray.errors import UserError
+from recap_ray.models.decoder import Prompts
 from recap_ray.models.device import Compute
 from recap_ray.models.language_model import (
     SLOTS_IN_A_BATCH,
@@ -20,7 +24,9 @@ from recap_ray.models.language_model import (
 )
 from recap_ray.models.search import Decoding, draw_tokens, uniform_draws
 from recap_ray.models.tiny import TINY_LANGUAGE_MODEL
+from recap_ray.settings import StopTokens
 from tests.models.naive import T5_ROUNDING, Written, assert_same_tokens, write_naively
+from tests.models.published import random_gpt2
 
 PROMPTS = [
     "Similar images show: a red circle above a blue square. This image shows:",
@@ -44,7 +50,7 @@ def plain():
 def naive(tiny, plain, prompt: str, key: str, decoding: Decoding) -> Written:
     """The captions of a prompt computed alone, token by token, candidate by candidate, in place of their tokens."""
     prefix = plain.get_input_embeddings()(torch.tensor(tiny.tokenizer(prompt)["input_ids"]))
-    rows, margin = write_naively(plain, prefix, key, decoding, tiny.stops)
+    rows, margin = write_naively(plain, prefix, key, decoding, tiny.stop_masks["any-period"])
     texts = [tiny.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows[: decoding.candidates]]
     return Written(texts, margin)
 
@@ -65,7 +71,11 @@ def test_captions_equal_those_of_the_naive_loop(tiny, plain, decoding):
 
 
 def test_greedy_captions_equal_those_of_generate(tiny, plain):
-    ends, greedy, expected = tiny.stops.nonzero()[:, 0].tolist(), Decoding(candidates=1, temperature=0), []
+    ends, greedy, expected = (
+        tiny.stop_masks["any-period"].nonzero()[:, 0].tolist(),
+        Decoding(candidates=1, temperature=0),
+        [],
+    )
     for prompt in PROMPTS:
         given = tiny.tokenizer(prompt, return_tensors="pt")
         written = plain.generate(**given, do_sample=False, max_new_tokens=40, eos_token_id=ends, pad_token_id=0)
@@ -112,7 +122,7 @@ def test_models_of_both_kinds_are_loaded_from_folders(tiny, kind, tmp_path):
     prefix, keys = plain.get_input_embeddings()(torch.tensor(ids)), list("abcdef")
     expected = []
     for key in keys:
-        rows, margin = write_naively(plain, prefix, key, decoding, loaded.stops)
+        rows, margin = write_naively(plain, prefix, key, decoding, loaded.stop_masks["any-period"])
         texts = [_first_sentence(tiny.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
         expected.append(Written(texts, margin))
     assert_same_tokens(loaded.write(PROMPTS[:1] * len(keys), keys, decoding), expected, T5_ROUNDING)
@@ -168,6 +178,50 @@ def test_captions_are_one_line_without_prompt_or_end_token(tiny):
         for text in row:
             assert text and "\n" not in text and "<" not in text and "This image" not in text
             assert text == text.strip() and text.find(".") in (-1, len(text) - 1)
+
+
+@pytest.fixture(scope="module")
+def with_periods(tmp_path_factory):
+    """A random model some of whose tokens contain a full stop or a line break beside other text, as in GPT-2."""
+    folder, tokenizer = tmp_path_factory.mktemp("periods"), ByteLevelBPETokenizer()
+    text = ['a cat.. a dog.) a "box." e.g. 0.5 no.\n'] * 9
+    tokenizer.train_from_iterator(text, vocab_size=290, special_tokens=["<|endoftext|>"], show_progress=False)
+    tokenizer.save_model(str(folder))
+    random_gpt2(vocab_size=tokenizer.get_vocab_size(), n_positions=64, n_embd=64, n_layer=2, n_head=1).save_pretrained(
+        folder
+    )
+    return LanguageModel(str(folder), Compute("cpu")), tokenizer
+
+
+def test_stop_tokens_are_all_with_a_period_or_the_published_codes_one(with_periods):
+    loaded, tokenizer = with_periods
+    end, (period,) = tokenizer.token_to_id("<|endoftext|>"), tokenizer.encode(".").ids
+    texts = {i: tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())}
+    stops = {rule: set(mask.nonzero()[:, 0].tolist()) for rule, mask in loaded.stop_masks.items()}
+    assert stops["period"] == {period, end}
+    assert stops["any-period"] == {i for i, text in texts.items() if "." in text or "\n" in text} | {end}
+    assert len(stops["any-period"]) > 5
+    assert set(loaded.stop_masks) == set(get_args(StopTokens))
+
+
+@pytest.mark.parametrize("beams", [0, 5], ids=["greedy", "beam"])
+def test_with_the_published_rule_a_caption_goes_on_to_the_token_of_the_period(with_periods, beams):
+    loaded, tokenizer = with_periods
+    plain = AutoModelForCausalLM.from_pretrained(loaded.model.name_or_path, attn_implementation="eager").eval()
+    ends = torch.zeros(loaded.model.config.vocab_size, dtype=torch.bool)
+    ends[[tokenizer.encode(".").ids[0], tokenizer.token_to_id("<|endoftext|>")]] = True
+    given = {"candidates": 1, "temperature": 0, "beams": beams, "max_new_tokens": 20}
+    prefixes, keys = torch.randn(40, 3, 64, generator=torch.Generator().manual_seed(0)), [str(i) for i in range(40)]
+    expected = []
+    for prefix in prefixes:
+        rows, margin = write_naively(plain, prefix, "", Decoding(**given), ends)
+        expected.append(Written([" ".join(tokenizer.decode(rows[0]).split())], margin))
+    prompts = Prompts(prefixes, torch.full((40,), 3))
+    found = loaded.write(prompts, keys, Decoding(**given, stop_tokens="period"))
+    assert_same_tokens(found, expected)
+    default = loaded.write(prompts, keys, Decoding(**given))
+    assert all("." not in text[:-1] for (text,) in default)
+    assert sum(one != other for one, other in zip(found, default)) > 3
 
 
 def test_a_prompt_longer_than_the_model_keeps_its_end(tiny):
