@@ -26,6 +26,7 @@ Tokenizer = Literal["auto", "ptb", "python"]
 Protocol = Literal["auto", "flickr8k-expert", "flickr8k-cf", "table"]
 StopTokens = Literal["any-period", "period"]
 Preset = Literal["clipcap-coco", "clipcap-conceptual", "clipcap-coco-transformer", "capdec-coco"]
+TrainingPreset = Literal["clipcap", "clipcap-transformer", "capdec"]
 
 DEVICE_HELP = "device that computes; auto: the GPU if there is one"
 PRECISION_HELP = "precision of the models; auto: float32 on CPU, float16 (CLIP) and bfloat16 (language model) on GPU"
@@ -46,6 +47,15 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     "clipcap-conceptual": {"method": "clipcap", "clip": "ViT-B-32:openai", "normalise": False},
     "clipcap-coco-transformer": {"method": "clipcap", "clip": "RN50x4:openai", "normalise": True},
     "capdec-coco": {"method": "capdec", "clip": "RN50x4:openai", "normalise": True},
+}
+
+# How the published decoders were trained, where the defaults differ. The default is ClipCap's MLP for both methods:
+# with its prefix of 10 each training step and each caption has 30 positions fewer than with CapDec's of 40.
+DEFAULT_MAPPER: dict[str, Any] = {"mapper": "mlp", "prefix_length": 10, "clip_length": 10}
+TRAINING_PRESETS: dict[TrainingPreset, dict[str, Any]] = {
+    "clipcap": {"normalise": False},
+    "clipcap-transformer": {"mapper": "transformer", "prefix_length": 40, "clip_length": 40, "tune": False},
+    "capdec": {"mapper": "transformer", "prefix_length": 40, "clip_length": 40, "tune": True},
 }
 
 
@@ -458,9 +468,17 @@ class TrainDecoderSettings(ImageSettings):
     ] = "gpt2"
     from_scratch: Annotated[bool, "initialise the language model with random weights"] = False
     tune: Annotated[bool | None, "also train the language model; default: yes with an mlp mapper and for recap"] = None
-    mapper: Annotated[Literal["mlp", "transformer"], "mapper architecture"] = "mlp"
-    prefix_length: Annotated[int, "number of prefix embeddings that the mapper outputs"] = 10
-    clip_length: Annotated[int, "transformer mapper: number of input tokens made from the embedding"] = 10
+    preset: Annotated[
+        TrainingPreset | None, "mapper, its lengths, --tune and --normalise as published, where they are not given; "
+        "capdec and clipcap-transformer: a transformer with 40 and 40; clipcap: an mlp with 10"
+    ] = None  # fmt: skip
+    mapper: Annotated[Literal["mlp", "transformer"] | None, "mapper architecture; default: mlp, or the preset's"] = None
+    prefix_length: Annotated[
+        int | None, "number of prefix embeddings that the mapper outputs; default: 10, or the preset's"
+    ] = None  # fmt: skip
+    clip_length: Annotated[
+        int | None, "transformer mapper: number of input tokens made from the embedding; default: 10, or the preset's"
+    ] = None  # fmt: skip
     layers: Annotated[int, "transformer mapper: number of layers"] = 8
     heads: Annotated[int, "transformer mapper: number of attention heads"] = 8
     normalise: Annotated[bool | None, "scale embeddings to unit length; always with capdec; default: yes"] = None
@@ -497,10 +515,20 @@ class TrainDecoderSettings(ImageSettings):
     seed: Annotated[int, "seed of weight initialisation, data order, noise and dropout"] = 0
     workers: Annotated[int | None, "number of training workers; default: one per GPU, or one on all CPUs"] = None
 
+    def resolved(self) -> Self:
+        """Return these settings with the values of the preset, or else the default mapper, where they are not given."""
+        defaults = DEFAULT_MAPPER | (TRAINING_PRESETS[self.preset] if self.preset else {})
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
     def check(self) -> None:
         """Raise UserError for the first value out of range."""
         super().check()
-        self.require_positive(
+        if self.preset and self.preset.split("-")[0] != self.method:
+            raise UserError(
+                f"--preset {self.preset} is a published decoder of another method than --method {self.method}: "
+                "change one of them, or leave the preset out"
+            )
+        self.resolved().require_positive(
             "prefix_length", "clip_length", "layers", "heads", "neighbours", "epochs", "batch_size", "max_tokens",
             "held_out",
         )  # fmt: skip

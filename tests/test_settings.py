@@ -15,6 +15,7 @@ from recap_ray.models.prefix_mapper import MAPPERS
 from recap_ray.settings import (
     DECODING_OF,
     PRESETS,
+    TRAINING_PRESETS,
     AlignmentMethod,
     AugmentIndexSettings,
     BuildIndexSettings,
@@ -31,6 +32,7 @@ from recap_ray.settings import (
     ReportSettings,
     Settings,
     TrainDecoderSettings,
+    TrainingPreset,
     VerifySettings,
     choices,
     either,
@@ -246,6 +248,36 @@ def test_the_language_model_is_gpt2_for_recap_and_the_decoders_own_for_the_other
     assert caption_settings("recap", language_model="tiny").resolved().language_model == "tiny"
     assert caption_settings("clipcap").resolved().language_model is None
     assert AugmentIndexSettings(pairs="p", index="i", output="o").resolved().language_model == "gpt2"
+
+
+@pytest.mark.parametrize(
+    "method, given, expected",
+    [
+        ("clipcap", {}, ("mlp", 10, 10, None, None)),  # what older folders were trained with
+        ("capdec", {}, ("mlp", 10, 10, None, None)),
+        ("capdec", {"mapper": "transformer"}, ("transformer", 10, 10, None, None)),
+        ("capdec", {"preset": "capdec"}, ("transformer", 40, 40, True, None)),
+        ("capdec", {"preset": "capdec", "prefix_length": 10, "tune": False}, ("transformer", 10, 40, False, None)),
+        ("clipcap", {"preset": "clipcap-transformer"}, ("transformer", 40, 40, False, None)),
+        ("clipcap", {"preset": "clipcap"}, ("mlp", 10, 10, None, False)),
+        ("clipcap", {"preset": "clipcap", "normalise": True}, ("mlp", 10, 10, None, True)),
+    ],
+)
+def test_a_preset_gives_what_is_not_given(method, given, expected):
+    settings = TrainDecoderSettings(method=method, output="o", **given).resolved()
+    names = ("mapper", "prefix_length", "clip_length", "tune", "normalise")
+    assert tuple(getattr(settings, name) for name in names) == expected
+    assert settings.resolved() == settings
+    assert tuple(TRAINING_PRESETS) == get_args(TrainingPreset)
+
+
+@pytest.mark.parametrize("method, preset", [("clipcap", "capdec"), ("capdec", "clipcap"), ("recap", "capdec")])
+def test_a_preset_is_for_its_method(method, preset):
+    own = {"pairs": "p"} if method == "clipcap" else {"captions": "c"}
+    with pytest.raises(
+        UserError, match=f"--preset {preset} is a published decoder of another method than --method {method}"
+    ):
+        TrainDecoderSettings(method=method, output="o", preset=preset, **own).check()
 
 
 @pytest.mark.parametrize(

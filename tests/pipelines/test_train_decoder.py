@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from recap_ray.errors import UserError
-from recap_ray.pipelines.decoder.train import train_decoder
+from recap_ray.models.clip import ClipCard
+from recap_ray.models.prefix_mapper import MapperShape
+from recap_ray.pipelines.decoder.train import shape_of, train_decoder
 from recap_ray.pipelines.decoder.workers import training_workers
 from recap_ray.settings import TrainDecoderSettings
 
@@ -166,6 +168,20 @@ def test_an_offset_must_be_a_mean_shift(built, tmp_path):
     given = {"method": "capdec", "captions": str(built.world.index_captions), "offset": built.alignment, **SMALL}
     with pytest.raises(UserError, match="is another kind of alignment: fit it with --method mean-shift"):
         train_decoder(TrainDecoderSettings(**{**given, "output": str(tmp_path / "out")}))
+
+
+def test_the_preset_of_capdec_is_a_transformer_of_40_before_a_tuned_gpt2():
+    given = TrainDecoderSettings(method="capdec", captions="c", output="o", language_model="tiny", preset="capdec")
+    shape, tuned = shape_of(given.resolved(), ClipCard.of("tiny"))
+    assert (shape, tuned) == (MapperShape("transformer", 128, 128, 40, 40, 8, 8), True)
+
+
+def test_the_fingerprint_has_the_mapper_and_no_preset(clipcap):
+    """As in folders that were made before there were presets."""
+    made_from = json.loads((Path(clipcap["output"]) / "run.json").read_text())["made_from"]
+    names = ("mapper", "prefix_length", "clip_length", "tune", "normalise")
+    assert [made_from[name] for name in names] == ["mlp", 4, 10, None, None]
+    assert "preset" not in made_from
 
 
 def test_heads_must_divide_the_width(clipcap, tmp_path):

@@ -53,11 +53,12 @@ log = logging.getLogger(__name__)
 
 FILES = RunFiles(results=("embedded/part-*.parquet", "decoder.json"), prepared=("plan/*",))
 CAPDEC_VARIANCE = "0.016"  # CapDec's code
-NOT_SHAPING = ("output", "num_cpus", "object_store_mb", "part_rows", "device", "micro_batch", "workers")
+NOT_SHAPING = ("output", "num_cpus", "object_store_mb", "part_rows", "device", "micro_batch", "workers", "preset")
 
 
 def train_decoder(settings: TrainDecoderSettings) -> int:
     """Train the decoder, or resume after a stop; return the exit code."""
+    settings = settings.resolved()
     card = ClipCard.of(settings.clip)
     shape, tuned = shape_of(settings, card)
     offset, offset_digest = open_offset(settings, card)
@@ -103,6 +104,7 @@ def shape_of(settings: TrainDecoderSettings, card: ClipCard) -> tuple[MapperShap
 
     Raises UserError if --heads does not divide the width of the language model.
     """
+    assert settings.mapper and settings.prefix_length and settings.clip_length
     width = width_of(settings.language_model)
     if settings.method == "recap":
         return None, True

@@ -154,7 +154,7 @@ def batches_of(
 ) -> Batches:
     """Return the batches of the method."""
     settings = job.settings
-    room = positions(model.language_model.config) - (settings.prefix_length if job.shape else 0)
+    room = positions(model.language_model.config) - (job.shape.prefix_length if job.shape else 0)
     texts = Texts(examples.captions, tokenizer, min(settings.max_tokens, room), room)
     if settings.method != "recap":
         return PrefixBatches(examples, texts, job.noise)
