@@ -184,7 +184,7 @@ def test_captions_are_one_line_without_prompt_or_end_token(tiny):
 def with_periods(tmp_path_factory):
     """A random model some of whose tokens contain a full stop or a line break beside other text, as in GPT-2."""
     folder, tokenizer = tmp_path_factory.mktemp("periods"), ByteLevelBPETokenizer()
-    text = ['a cat.. a dog.) a "box." e.g. 0.5 no.\n'] * 9
+    text = ['a cat.. a dog.) a "box." e.g. 0.5 no.\n a cat . a dog .'] * 9
     tokenizer.train_from_iterator(text, vocab_size=290, special_tokens=["<|endoftext|>"], show_progress=False)
     tokenizer.save_model(str(folder))
     random_gpt2(vocab_size=tokenizer.get_vocab_size(), n_positions=64, n_embd=64, n_layer=2, n_head=1).save_pretrained(
