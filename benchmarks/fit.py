@@ -38,8 +38,8 @@ def main() -> None:
     pairs = synthetic_pairs(given.pairs, given.dim, given.captions_per_image)
     print(f"{len(pairs.texts):,} pairs of {len(pairs.images):,} images, d = {given.dim}, float32")
 
-    ours, ours_s, ours_mib = measured("ours: least squares", lambda: fit(pairs, Recipe("least-squares", "centre")))
-    turned, turned_s, turned_mib = measured("ours: Procrustes", lambda: fit(pairs, Recipe("procrustes", "centre")))
+    ours, ours_s, ours_mib = measured("ours: least squares", lambda: fit(pairs, Recipe("least-squares", 1.0)))
+    turned, turned_s, turned_mib = measured("ours: Procrustes", lambda: fit(pairs, Recipe("procrustes", 1.0)))
     images = pairs.images[pairs.owner] if given.captions_per_image > 1 else pairs.images
     theirs, theirs_s, theirs_mib = measured(
         "scikit-learn: LinearRegression", lambda: LinearRegression().fit(images, pairs.texts)

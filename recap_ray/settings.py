@@ -152,7 +152,10 @@ class FitAlignmentSettings(ImageSettings):
     image_root: Annotated[str | None, "folder that image paths are relative to; default: folder of --pairs"] = None
     clip: Annotated[str, CLIP_HELP] = "ViT-B-32:openai"
     method: Annotated[AlignmentMethod, "how to fit; auto: chosen by cross-validation"] = "auto"
-    center: Annotated[bool | None, "subtract the means before mapping; default: try both and keep the better"] = None
+    center: Annotated[
+        float | None,
+        "share of the means that is subtracted from images and from captions: 0, 0.5, 0.75 or 1; default: the best",
+    ] = None
     standardise: Annotated[bool | None, "also divide dimensions by their standard deviation; default: try both"] = None
     normalise: Annotated[bool, "scale embeddings to unit length before fitting"] = True
     held_out: Annotated[int, "number of held-out images for comparing alignments"] = 2500
@@ -164,8 +167,7 @@ class FitAlignmentSettings(ImageSettings):
         """Raise UserError for the first value out of range."""
         super().check()
         self.require_positive("held_out")
-        if self.standardise and self.center is False:
-            raise UserError("--standardise centres too: leave --no-center out")
+        self.require("center", self.center in (None, 0, 0.5, 0.75, 1), "0, 0.5, 0.75 or 1")
         if self.embeddings and self.image_root:
             raise UserError("--image-root is for --pairs: leave it out with --embeddings")
         if (self.pairs is None) == (self.embeddings is None):

@@ -55,11 +55,14 @@ def margin_of(captioner: Any, pixels: np.ndarray, key: str) -> Margin:
         [tokens] = captioner.language_model._tokenize([prompt], captioner.decoding.max_new_tokens)
         prefix = captioner.language_model.decoder.embedded([tokens]).embeddings[0]
     else:
-        prefix = captioner.prefix_of(captioner.mapper_inputs(images, aligned)).embeddings[0]
+        prefix = captioner.prefix_of(captioner.mapper_inputs(images)).embeddings[0]
     written = written_naively(captioner, prefix, key)
-    texts = captioner.language_model._texts(padded(written.tokens[: captioner.decoding.candidates]))
+    model = captioner.language_model
+    stops = model.stop_masks[captioner.decoding.stop_tokens]
+    texts = model._texts(padded(written.tokens[: captioner.decoding.candidates]), stops)
     written_texts = [text for text in dict.fromkeys(texts) if text]  # a blank candidate is never chosen
-    cosines = sorted(captioner.clip.encode_texts(written_texts) @ aligned[0], reverse=True)
+    mapped = captioner.alignment.map_captions(captioner.clip.encode_texts(written_texts))
+    cosines = sorted(mapped @ aligned[0], reverse=True)
     ranking = cosines[0] - cosines[1] if len(cosines) > 1 else np.inf
     return Margin(float(neighbours), written.margin, float(ranking))
 

@@ -28,12 +28,12 @@ pipelines/output    pipelines report inputs metrics images runs timing storage s
 pipelines/evaluate  pipelines report models tables alignment metrics images runs storage settings
 pipelines/fit       pipelines report models tables alignment images runs timing storage settings
 pipelines/decoder   pipelines training models tables alignment images runs timing storage settings compat
-pipelines/index     pipelines caption_index models tables runs timing storage settings compat
+pipelines/index     pipelines caption_index models tables alignment runs timing storage settings compat
 pipelines           inputs models alignment images runs timing storage settings compat
 captioners          caption_index models alignment metrics images timing storage settings
 training            models storage
 report              alignment images runs timing storage
-caption_index       storage
+caption_index       alignment storage
 inputs              tables images runs storage
 models              tables storage compat
 tables              alignment storage

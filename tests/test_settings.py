@@ -95,6 +95,7 @@ RANGES = [
     (EvaluateSettings, "aligned_scale", 0.0, "above 0"),
     (EvaluateSettings, "output", "s.parquet", "the name of a JSON file, next to which the Parquet is written"),
     (FitAlignmentSettings, "held_out", 0, "at least 1"),
+    (FitAlignmentSettings, "center", 0.6, "0, 0.5, 0.75 or 1"),
     (ImportDecoderSettings, "heads", 0, "at least 1"),
     (ImportDecoderSettings, "mapper_heads", 0, "at least 1"),
     (PlanSettings, "count", 0.3, "at least 1"),

@@ -22,13 +22,18 @@ class FittedAlignment:
 
     fitted: Fitted
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Map image embeddings (n, d), as the model returns them, to caption space: float32 of unit length."""
-        return self.alignment(images)
+    def map_images(self, images: np.ndarray) -> np.ndarray:
+        """Map image embeddings (n, d), as the model returns them, to float32 rows of unit length, to be compared with
+        those of `map_captions`."""
+        return self.alignment.map_images(images)
+
+    def map_captions(self, captions: np.ndarray) -> np.ndarray:
+        """Map caption embeddings (n, d) into the space of the mapped images: float32 rows of unit length."""
+        return self.alignment.map_captions(captions)
 
     @property
     def alignment(self) -> LinearAlignment:
-        """The alignment itself: weight and means."""
+        """The alignment itself: weight, means and scales."""
         return self.fitted.alignment
 
     @property
@@ -60,7 +65,7 @@ def fit_alignment(
     method: AlignmentMethod = "auto",
     *,
     keys: Sequence[str] | None = None,
-    center: bool | None = None,
+    center: float | None = None,
     standardise: bool | None = None,
     normalise: bool = True,
     held_out: int = FitAlignmentSettings.held_out,

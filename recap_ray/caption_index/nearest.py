@@ -14,6 +14,7 @@ import numpy as np
 
 from recap_ray.caption_index.lists import centroids_of, lists_of, read_trained
 from recap_ray.caption_index.merge import Candidates, merge_top_k
+from recap_ray.caption_index.prepared import CaptionSide
 from recap_ray.caption_index.shard import IndexShard, faiss
 from recap_ray.errors import UserError
 
@@ -28,6 +29,7 @@ class Nearest(ABC):
     """The vectors of some shards, ready to be searched."""
 
     label: str
+    rescored = 0  # candidates that are scored anew, if any
 
     @abstractmethod
     def __call__(self, queries: np.ndarray, k: int) -> Candidates:
@@ -67,12 +69,21 @@ def search_shard(shard: IndexShard, queries: np.ndarray, k: int) -> tuple[np.nda
 
 class ByLists(Nearest):
     """ivf and ivfpq: looks into the lists of the `nprobe` centroids nearest to a query; of what it finds there ivfpq
-    scores the `rescored` best anew. Vectors and codes are scanned one by one: no score depends on the batch."""
+    scores the `rescored` best anew, and so does ivf with an alignment that moves captions, which changes their order a
+    little. Vectors and codes are scanned one by one: no score depends on the batch."""
 
     label = "FAISS's inverted lists on the CPU"
 
-    def __init__(self, folder: Path, shards: Sequence[IndexShard], nprobe: int, rescored: int):
-        self.shards, self.rescored = list(shards), rescored
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[IndexShard],
+        nprobe: int,
+        rescored: int,
+        side: CaptionSide | None = None,
+    ):
+        self.shards, self.side = list(shards), side
+        self.rescored = rescored
         try:
             trained = read_trained(folder)
         except RuntimeError as error:
@@ -84,19 +95,22 @@ class ByLists(Nearest):
             if lists is None or lists.nlist != trained.nlist:
                 raise UserError(f"--index {folder}: a shard is not of the lists in trained.faiss; build it again")
             lists.quantizer, lists.own_fields, lists.nprobe = trained.quantizer, False, self.nprobe
+            if side and not isinstance(lists, faiss.IndexIVFPQ):
+                lists.make_direct_map()  # 8 bytes a row, by which candidates' vectors are found
 
     def __call__(self, queries: np.ndarray, k: int) -> Candidates:
-        """See Nearest; of ivfpq the estimates tell which `rescored` candidates are the first."""
-        similarities, lists = self._probes(queries)
+        """See Nearest; where candidates are scored anew, the estimates tell which `rescored` ones are the first."""
+        raw = self.side.raw_queries(queries) if self.side else queries
+        similarities, lists = self._probes(raw)
         wanted = max(k, self.rescored) + SPARE
         found = []
         for shard, index in zip(self.shards, self.lists):
-            estimates, rows = index.search_preassigned(queries, wanted, lists, similarities)
+            estimates, rows = index.search_preassigned(raw, wanted, lists, similarities)
             found.append((estimates, np.where(rows < 0, -1, rows + shard.first_id)))
         estimates, ids = merge_top_k(found, max(k, self.rescored))
         if not self.rescored:
             return estimates, ids, estimates
-        scores = scores_of(self.shards, queries, ids)
+        scores = scores_of(self.shards, queries, ids, self.side)
         return estimates, ids, np.where(ids < 0, -np.inf, scores).astype(np.float32)
 
     def _probes(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,15 +121,20 @@ class ByLists(Nearest):
         return similarities, numbers
 
 
-def scores_of(shards: Sequence[IndexShard], queries: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Inner products (n, m) of queries (n, d) with the vectors of ids (n, m), see `row_by_row` and `vectors_at`."""
+def scores_of(
+    shards: Sequence[IndexShard], queries: np.ndarray, ids: np.ndarray, side: CaptionSide | None = None
+) -> np.ndarray:
+    """Inner products (n, m) of queries (n, d) with the vectors of ids (n, m), mapped if a side is given; see
+    `row_by_row` and `vectors_at`."""
     step = max(1, RESCORED_AT_ONCE // ids.shape[1])
     slices = [slice(start, start + step) for start in range(0, len(ids), step)]
-    return np.concatenate([row_by_row(queries[some], vectors_at(shards, ids[some])) for some in slices])
+    vectors = (vectors_at(shards, ids[some]) for some in slices)
+    return np.concatenate([row_by_row(queries[some], side(v) if side else v) for some, v in zip(slices, vectors)])
 
 
 def vectors_at(shards: Sequence[IndexShard], ids: np.ndarray) -> np.ndarray:
-    """Return the vectors (n, m, d) of ids (n, m), which flat and ivfpq shards keep by row; of the id -1 any."""
+    """Return the vectors (n, m, d) of ids (n, m), which flat and ivfpq shards keep by row, and ivf finds by its direct
+    map; of the id -1 any."""
     first_ids = np.array([shard.first_id for shard in shards])
     places = np.searchsorted(first_ids, ids.ravel(), "right").clip(1) - 1
     vectors = np.empty((ids.size, shards[0].vectors.d), np.float32)

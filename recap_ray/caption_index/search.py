@@ -15,6 +15,7 @@ from recap_ray.caption_index.layout import FLAT, IVFPQ, TYPES, code_bytes
 from recap_ray.caption_index.lists import queries_path, trained_path
 from recap_ray.caption_index.merge import Candidates, best_of
 from recap_ray.caption_index.nearest import ByLists, FlatByFaiss, Nearest
+from recap_ray.caption_index.prepared import CaptionSide, prepared
 from recap_ray.caption_index.shard import IndexShard, captions_path, vectors_path
 from recap_ray.errors import UserError
 from recap_ray.storage.files import read_json
@@ -23,6 +24,9 @@ from recap_ray.storage.paths import names_in, sizes_in, storage_path
 if TYPE_CHECKING:
     import torch
 
+    from recap_ray.alignment import LinearAlignment
+
+MAPPED_CANDIDATES = 64  # that lists offer where an alignment scores them anew
 NUMBERS = ("dim", "rows", "shards", "nlist", "nprobe", "rescored")
 
 
@@ -118,17 +122,22 @@ class CaptionIndex(CaptionSearch):
         device: torch.device | None = None,
         mapped: bool = False,
         numbers: Sequence[int] | None = None,
+        alignment: LinearAlignment | None = None,
     ) -> CaptionIndex:
         """Open every shard, or those of the given numbers, to be searched beside models on `device` (none: the CPU).
 
+        With an alignment, queries are images that it mapped, and captions are compared as it maps them.
         Raises UserError if a shard is missing, damaged or out of step.
         """
+        side = CaptionSide.of(alignment)
         shards = [IndexShard.open(card.folder, n, mapped) for n in (range(card.shards) if numbers is None else numbers)]
-        return cls(card, shards, _nearest(card, shards, device))
+        if side and card.type == FLAT:
+            shards = [prepared(shard, side, card.fingerprint, mapped) for shard in shards]
+        return cls(card, shards, _nearest(card, shards, device, side))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See CaptionSearch."""
-        return best_of([self.candidates(queries, k)], self.card.rescored, k)
+        return best_of([self.candidates(queries, k)], self.nearest.rescored, k)
 
     def candidates(self, queries: np.ndarray, k: int) -> Candidates:
         """Return what these shards offer, to be merged with what others offer by `best_of`."""
@@ -143,9 +152,16 @@ class CaptionIndex(CaptionSearch):
         return shard.captions[row_id - shard.first_id].as_py()
 
 
-def _nearest(card: IndexCard, shards: Sequence[IndexShard], device: torch.device | None) -> Nearest:
+def candidates_of(card: IndexCard, side: CaptionSide | None) -> int:
+    """Return how many candidates of inverted lists are scored anew; 0 if their scores are exact."""
+    return max(card.rescored, MAPPED_CANDIDATES) if side and card.type != FLAT else card.rescored
+
+
+def _nearest(
+    card: IndexCard, shards: Sequence[IndexShard], device: torch.device | None, side: CaptionSide | None
+) -> Nearest:
     if card.type != FLAT:
-        return ByLists(card.folder, shards, card.nprobe, card.rescored)
+        return ByLists(card.folder, shards, card.nprobe, candidates_of(card, side), side)
     if device is None or device.type == "cpu":
         return FlatByFaiss(shards)
     from recap_ray.caption_index.on_gpu import open_flat  # torch, which actors without models do without

@@ -115,3 +115,8 @@ def read_vectors(path: Path, mapped: bool = False) -> tuple[Any, np.ndarray]:
     vectors: Any = faiss.downcast_index(numbered.index)
     vectors.referenced_objects = [numbered]  # FAISS's own way to keep what owns another object
     return vectors, ids
+
+
+def map_flat(path: Path) -> Any:
+    """Return the flat FAISS index in a local file, mapped. RuntimeError for a damaged file."""
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

@@ -15,6 +15,7 @@ from recap_ray.timing.stage_times import StageClock
 if TYPE_CHECKING:  # workers that only read and write come by here too, and start without FAISS
     import torch
 
+    from recap_ray.alignment import LinearAlignment
     from recap_ray.caption_index.search import CaptionSearch, IndexCard
 
     OpenIndex = Callable[[IndexCard, torch.device], CaptionSearch]  # opens an index beside models on a device
@@ -24,6 +25,7 @@ class Captioner(ABC):
     """A method of captioning: built and checked in the driver, sent to the actors, loaded there."""
 
     index_card: IndexCard | None = None  # of the index that it retrieves from, if it does
+    alignment: LinearAlignment | None = None  # that maps its images, and the captions of that index
 
     @abstractmethod
     def __init__(self, settings: CaptionSettings):

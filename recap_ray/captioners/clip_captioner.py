@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recap_ray.alignment import LinearAlignment
 from recap_ray.alignment.card import open_alignment
 from recap_ray.captioners.base import Captioner
 from recap_ray.images.resize import ImagePreparer
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 class ClipCaptioner(Captioner):
     """embed -> align at the beginning, re-rank and score at the end; what is between them is the method's own."""
+
+    alignment: LinearAlignment
 
     def __init__(self, settings: CaptionSettings):
         self.settings = settings = settings.resolved()
@@ -55,7 +58,7 @@ class ClipCaptioner(Captioner):
     def embed(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (n, d) of pictures, as CLIP gives them and aligned."""
         images = self.clip.encode_images(pixels, normalise=False)
-        return images, self.alignment(images)
+        return images, self.alignment.map_images(images)
 
     def score(self, images: np.ndarray, aligned: np.ndarray, candidates: list[list[str]]) -> dict[str, list[Any]]:
         """Return the output columns of what was written: each image's best candidate by aligned cosine, and the
@@ -76,7 +79,8 @@ class ClipCaptioner(Captioner):
     def _rank(self, candidates: list[list[str]], aligned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Aligned cosines (n, m) of each image's m candidates, and the best of those (n,) that are not blank."""
         texts = [text for row in candidates for text in row]
-        embeddings = self.clip.encode_texts(texts).reshape(len(candidates), -1, self.clip_card.embed_dim)
+        mapped = self.alignment.map_captions(self.clip.encode_texts(texts))
+        embeddings = mapped.reshape(len(candidates), -1, self.clip_card.embed_dim)
         scores = np.einsum("nmd,nd->nm", embeddings, aligned)
         blank = np.array([[text == "" for text in row] for row in candidates])
         return scores, np.where(blank, -np.inf, scores).argmax(1)

@@ -65,20 +65,21 @@ class ClipCap(ClipCaptioner):
         with clock.stage("embed"):
             images, aligned = self.embed(pixels)
         with clock.stage("generate"):
-            prefix = self.prefix_of(self.mapper_inputs(images, aligned))
+            prefix = self.prefix_of(self.mapper_inputs(images))
             candidates = self.language_model.write(prefix, keys, self.decoding)
         with clock.stage("score"):
             scored = self.score(images, aligned, candidates)
         nothing: list[list[Any]] = [[] for _ in keys]
         return scored | dict.fromkeys(("neighbours", "neighbour_ids", "neighbour_scores"), nothing)
 
-    def mapper_inputs(self, images: np.ndarray, aligned: np.ndarray) -> np.ndarray:
-        """Return what the mapper is given (n, d): embeddings of the lengths it was trained on, aligned if there is a
-        map."""
+    def mapper_inputs(self, images: np.ndarray) -> np.ndarray:
+        """Return what the mapper is given (n, d): embeddings of the lengths it was trained on and, if there is a map,
+        mapped to where the captions are that it was trained on, which nothing was subtracted from."""
         if self.settings.alignment is None:
             return scaled_to_unit_length(images) if self.card.normalise else images
+        mapped = self.alignment.captions_of_images(images)
         # A map gives unit vectors. To a decoder that was trained on embeddings as they are, length tells something too.
-        return aligned if self.card.normalise else aligned * np.linalg.norm(images, axis=1, keepdims=True)
+        return mapped if self.card.normalise else mapped * np.linalg.norm(images, axis=1, keepdims=True)
 
     def prefix_of(self, embeddings: np.ndarray) -> Prompts:
         """Return what the language model continues, for embeddings (n, d)."""

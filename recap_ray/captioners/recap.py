@@ -58,7 +58,9 @@ class ReCap(ClipCaptioner):
         """Load CLIP, the language model and the index."""
         super().load()
         self.language_model = LanguageModel(self.language_model_name, self.compute)
-        open_index = open_index or partial(CaptionIndex.open, mapped=self.settings.index_search == "mapped")
+        open_index = open_index or partial(
+            CaptionIndex.open, mapped=self.settings.index_search == "mapped", alignment=self.alignment
+        )
         self.index = open_index(self.index_card, self.clip.device)
         log.info(f"captions are written on {self.clip.device}, neighbours found by {self.index.searched_by}")
 

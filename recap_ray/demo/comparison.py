@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from recap_ray.console import say
 from recap_ray.demo.grammar import captions, names_both_objects
 from recap_ray.demo.render import STYLES
 from recap_ray.demo.scenes import Scene, sample_scenes
@@ -77,8 +78,8 @@ def compare(output: Path, world: Methods, methods: Sequence[str], run: Run) -> N
             for mapped in (False, True):
                 label = f"{name}; {style}; {'map' if mapped else 'no map'}"
                 rows[label] = caption_and_score(output, world, name, style, mapped, run)
-    print(f"\n{len(world.scenes)} held-out scenes\n\n{render_table(rows)}\n")
-    print(
+    say(f"\n{len(world.scenes)} held-out scenes\n\n{render_table(rows)}\n")
+    say(
         "Training is CPU seconds after CLIP's embeddings are there: of a map what adds up its sums and solves it (its\n"
         f"recipe was chosen in {seconds_of_choice(output):.1f} s more). A map row's aCLIP-S is by that map, "
         "the others' is the plain cosine."

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from recap_ray import cli
+from recap_ray.console import say, say_error
 from recap_ray.demo.comparison import Methods, compare
 from recap_ray.demo.story import World, tell
 from recap_ray.errors import UserError
@@ -35,7 +35,7 @@ def demo(settings: DemoSettings) -> int:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARK).touch()
-    print("rendering scenes ...", flush=True)
+    say("rendering scenes ...")
     sizes = (settings.fit_images, settings.index_captions, settings.held_out_images, settings.seed)
     methods = settings.methods.split(",") if settings.methods else None
     told: Callable[[Callable[[Sequence[str]], None]], None]
@@ -47,13 +47,13 @@ def demo(settings: DemoSettings) -> int:
         try:
             told(run)
         except CommandFailed as failed:
-            print(f"the demo stopped: the command above ended with exit code {failed}", file=sys.stderr)
+            say_error(f"the demo stopped: the command above ended with exit code {failed}")
             return 1
     return 0
 
 
 def run(arguments: Sequence[str]) -> None:
     """Run one command; raises CommandFailed unless it exits with 0."""
-    print(f"\n$ recap-ray {shlex.join(arguments)}", flush=True)
+    say(f"\n$ recap-ray {shlex.join(arguments)}")
     if code := cli.run(list(arguments)):
         raise CommandFailed(code)

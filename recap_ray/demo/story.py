@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from recap_ray.console import say
 from recap_ray.demo.grammar import captions, names_both_objects
 from recap_ray.demo.render import render
 from recap_ray.demo.scenes import Scene, sample_scenes
@@ -117,12 +118,12 @@ def tell(folder: Path, world: World, run: Callable[[Sequence[str]], None]) -> No
     small = ["--rounds", str(LOOP_ROUNDS), "--images-per-round", str(LOOP_IMAGES), "--part-rows", str(PART_ROWS)]
     narrow = ["--neighbours", "6", "--candidates", "6", "--temperature", "1"]
     run(["augment-index", *given, *small, *clip, *model, *narrow, "--output", str(loop)])
-    print(f"\n{about(alignment, len(world.scenes))}\n\n{render_table(scores)}\n")
-    print(before_and_after(outputs["no alignment"], outputs["fitted alignment"]))
+    say(f"\n{about(alignment, len(world.scenes))}\n\n{render_table(scores)}\n")
+    say(before_and_after(outputs["no alignment"], outputs["fitted alignment"]))
     rounds = json.loads((loop / "rounds.json").read_text())
-    print(f"\nrounds of the augmentation, on validation scenes\n\n{render_table(round_rows(rounds))}\n")
-    print(f"{rounds['ended']}; round {rounds['best']} is the best\n")
-    print(
+    say(f"\nrounds of the augmentation, on validation scenes\n\n{render_table(round_rows(rounds))}\n")
+    say(f"{rounds['ended']}; round {rounds['best']} is the best\n")
+    say(
         f"captions:   {outputs['fitted alignment'] / 'captions'}\ngallery:    {gallery}\n"
         f"comparison: {comparison}, each caption without the map and with it"
     )

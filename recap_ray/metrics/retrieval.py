@@ -6,6 +6,9 @@ import numpy as np
 
 from recap_ray.vectors import scaled_to_unit_length
 
+# Factors of standardised similarities, whose softmax is a distribution over targets. Each is twice the one before, so
+# that its exponentials are the squares of those.
+SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0)
 BLOCK_CELLS = 1 << 24  # cosines held at once, 64 MiB in float32: the full matrix queries x targets is never formed
 
 
@@ -23,25 +26,52 @@ def ranks(queries: np.ndarray, targets: np.ndarray, owner: np.ndarray | None = N
     if len(owner) and not 0 <= owner.min() <= owner.max() < len(queries):
         raise ValueError(f"owner names queries {owner.min()} to {owner.max()}, there are {len(queries)}")
     queries, targets = scaled_to_unit_length(queries), scaled_to_unit_length(targets)
-    tolerance = 8 * np.finfo(targets.dtype).eps
-    by_owner = np.argsort(owner, kind="stable")
-    edges = np.searchsorted(owner[by_owner], np.arange(len(queries) + 1))
     result = np.empty(len(queries), np.int64)
     step = max(1, BLOCK_CELLS // max(1, len(targets)))
     for start in range(0, len(queries), step):
-        cosines = queries[start : start + step] @ targets.T
-        stop = start + len(cosines)
-        columns = by_owner[edges[start] : edges[stop]]
-        rows = owner[columns] - start
-        own = cosines[rows, columns]
-        reached = np.full(len(cosines), -np.inf, cosines.dtype)
-        with np.errstate(invalid="ignore"):
-            np.maximum.at(reached, rows, own)
-        reached -= tolerance
-        # "Not below" instead of "at or above": a query of NaN then ranks last, not first.
-        before = np.count_nonzero(~(cosines < reached[:, None]), axis=1)
-        result[start:stop] = 1 + before - np.bincount(rows[~(own < reached[rows])], minlength=len(cosines))
+        block = queries[start : start + step] @ targets.T
+        result[start : start + step] = ranks_of_similarities(block, owner - start, 1.0)
     return result
+
+
+def ranks_of_similarities(similarities: np.ndarray, owner: np.ndarray, scale: float | None = None) -> np.ndarray:
+    """Return the rank (n,), from 1, of each query's best own target by similarities (n, m); a tie counts against it.
+
+    owner (m,) is the row of the query that each target belongs to; targets of a row that is not there belong to others.
+    Similarities of a query may be cosines times any positive number: two are a tie within rounding of the largest one,
+    or of `scale`.
+    """
+    queries = len(similarities)
+    columns = np.flatnonzero((owner >= 0) & (owner < queries))
+    rows = owner[columns]
+    own = similarities[rows, columns]
+    reached = np.full(queries, -np.inf, similarities.dtype)
+    largest = scale if scale is not None else np.abs(similarities).max(1, initial=0)
+    with np.errstate(invalid="ignore"):
+        np.maximum.at(reached, rows, own)
+    reached -= 8 * np.finfo(similarities.dtype).eps * largest
+    # "Not below" instead of "at or above": a query of NaN then ranks last, not first.
+    before = np.count_nonzero(~(similarities < reached[:, None]), axis=1)
+    return 1 + before - np.bincount(rows[~(own < reached[rows])], minlength=queries)
+
+
+def losses_of_similarities(similarities: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Return each query's -log p (SHARPNESS, n) of its own targets, at least one, by a softmax over all targets (m,).
+
+    It tells maps apart that rank alike, with less noise than ranks, and in their order. Similarities (n, m) are
+    standardised row by row, so that a query's may be cosines times any positive number.
+    """
+    queries = len(similarities)
+    centred = similarities - similarities.max(1, keepdims=True)
+    deviation = similarities.std(1, keepdims=True)
+    weights = np.exp(np.float32(SHARPNESS[0]) * (centred / np.where(deviation > 0, deviation, 1)).astype(np.float32))
+    columns = np.arange(len(owner))
+    losses = np.empty((len(SHARPNESS), queries))
+    for row in losses:
+        own = np.bincount(owner, weights[owner, columns], minlength=queries)
+        row[:] = np.log(weights.sum(1, dtype=np.float64)) - np.log(np.maximum(own, np.finfo(np.float32).tiny))
+        weights *= weights
+    return losses
 
 
 def retrieval_scores(ranks: np.ndarray) -> dict[str, float]:

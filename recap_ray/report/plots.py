@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from recap_ray.alignment import METHODS, GapProjection, Recipe
-from recap_ray.alignment.solvers import PREPARATIONS, RIDGES
+from recap_ray.alignment.solvers import CENTERS, RIDGES
 from recap_ray.console import say
 from recap_ray.errors import MissingExtra
 from recap_ray.report.histogram import SCORE_STEPS, Counts, draw
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 6.25  # inches: 600 pixels of a browser
-BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#767676", "#000000"
-STYLE_OF = dict(zip(PREPARATIONS, ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"))))
-LABELS = dict(zip(PREPARATIONS, ("as they are", "centred", "standardised")))
+BLUE, ORANGE, GREEN, PURPLE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#767676", "#000000"
+COLOUR_OF = dict(zip(CENTERS, (BLUE, PURPLE, GREEN, ORANGE)))
+MARKER_OF = {False: "o", True: "^"}  # standardised or not
 DASHES = dict(zip(RIDGES, ("-", ":")))
 FILL = dict(zip(RIDGES, (None, "white")))
 
@@ -58,10 +58,12 @@ def save_plots(figures: Mapping[str, Figure], folder: Path) -> None:
 
 def retrieval_figure(candidates: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Figure:
     """Draw the mean reciprocal rank of held-out images by strength of the ridges, beside the methods without strength;
-    the chosen recipe is marked with its standard error.
+    the chosen recipe is marked with its standard error. Recipes that were not tried on all images are left out.
 
     The arguments are the entries `held_out_retrieval`, at least one, and `recipe` of alignment.json.
     """
+    most = max(candidate["images"] for candidate in candidates)
+    candidates = [candidate for candidate in candidates if candidate["images"] == most]  # others left the race
     ridges = [candidate for candidate in candidates if candidate["method"] in RIDGES]
     others = [candidate for candidate in candidates if candidate["method"] not in RIDGES]
     methods = [name for name in METHODS if any(candidate["method"] == name for candidate in others)]
@@ -83,15 +85,15 @@ def retrieval_figure(candidates: Sequence[Mapping[str, Any]], chosen: Mapping[st
     return figure
 
 
-def gap_figure(projection: GapProjection, gap: Mapping[str, float]) -> Figure:
-    """Draw images and captions of the same pairs before and after the map, on the same principal components.
+def gap_figure(projections: Sequence[GapProjection], gap: Mapping[str, float]) -> Figure:
+    """Draw images and captions of the same pairs before and after the map, each on their own principal components.
 
     `gap`, before and after, is the distance of the means in all dimensions: `modality_gap` of alignment.json.
     """
     figure = _figure(4.3, "compressed")  # constrained, for axes of equal scales
-    axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    captions = projection.captions
-    for ax, when, images in zip(axes, ("before", "after"), (projection.before, projection.after)):
+    axes = figure.subplots(1, 2)
+    for ax, when, projection in zip(axes, ("before", "after"), projections, strict=True):
+        images, captions = projection.images, projection.captions
         ax.scatter(*images.T, s=7, c=BLUE, marker="o", alpha=0.5, lw=0, label="images")
         ax.scatter(*captions.T, s=9, c=ORANGE, marker="^", alpha=0.5, lw=0, label="captions")
         means = np.stack([images.mean(0), captions.mean(0)])
@@ -101,7 +103,7 @@ def gap_figure(projection: GapProjection, gap: Mapping[str, float]) -> Figure:
         ax.set_title(f"{when} the map", fontsize="medium")
         ax.set_aspect("equal")
         ax.set_xlabel(f"principal component 1 ({projection.variance[0]:.0%} of variance)", fontsize="small")
-    axes[0].set_ylabel(f"principal component 2 ({projection.variance[1]:.0%} of variance)", fontsize="small")
+        ax.set_ylabel(f"principal component 2 ({projection.variance[1]:.0%} of variance)", fontsize="small")
     figure.suptitle(
         f"Modality gap: {gap['before']:.3f} before the map, {gap['after']:.3f} after\n"
         "(distance of the means in all dimensions)"
@@ -151,25 +153,23 @@ def _figure(height: float, layout: Literal["constrained", "compressed"] = "const
 
 
 def _draw_strengths(ax: Axes, ridges: Sequence[Mapping[str, Any]]) -> None:
-    for method in RIDGES:
-        for prepare in PREPARATIONS:
-            series = [c for c in ridges if (c["method"], c["prepare"]) == (method, prepare)]
-            colour, marker = STYLE_OF[prepare]
-            x, y = [c["strength"] for c in series], [c["MRR"] for c in series]
-            style: dict[str, Any] = {"c": colour, "marker": marker, "mfc": FILL[method] or colour, "ls": DASHES[method]}
-            if series:
-                ax.plot(x, y, ms=6, label=f"{method}, {prepare}", **style)
+    for method, center, standardise in dict.fromkeys(map(_series, ridges)):
+        series = [c for c in ridges if _series(c) == (method, center, standardise)]
+        colour = COLOUR_OF[center]
+        style: dict[str, Any] = {"c": colour, "mfc": FILL[method] or colour, "ls": DASHES[method]}
+        label = f"{method}, {center:g}{', standardised' if standardise else ''}"
+        x, y = [c["strength"] for c in series], [c["MRR"] for c in series]
+        ax.plot(x, y, marker=MARKER_OF[standardise], ms=6, label=label, **style)
     ax.set_xscale("log")
     ax.set_title("by strength", fontsize="medium")
-    ax.set_xlabel("strength: λ / mean eigenvalue of F'F")
+    ax.set_xlabel("strength: λ / mean variance of F")
 
 
 def _draw_methods(ax: Axes, others: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> None:
-    for prepare in PREPARATIONS:
-        series = [candidate for candidate in others if candidate["prepare"] == prepare]
-        colour, marker = STYLE_OF[prepare]
-        x, y = [_x_position(candidate, methods) for candidate in series], [candidate["MRR"] for candidate in series]
-        ax.plot(x, y, c=colour, marker=marker, ms=6, ls="none", label=prepare)
+    for candidate in others:
+        colour, marker = COLOUR_OF[candidate["center"]], MARKER_OF[candidate["standardise"]]
+        x = _x_position(candidate, methods)
+        ax.plot(x, candidate["MRR"], c=colour, marker=marker, ms=6, ls="none", label=candidate["method"])
     names = ["no map" if name == "identity" else name.replace("-to-", "\nto ") for name in methods]
     ax.set_xticks(range(len(methods)), names, rotation=60, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.6, len(methods) - 0.4)
@@ -179,8 +179,12 @@ def _draw_methods(ax: Axes, others: Sequence[Mapping[str, Any]], methods: Sequen
 def _x_position(candidate: Mapping[str, Any], methods: Sequence[str]) -> float:
     """Return the x position of a candidate without strength: those of a method side by side."""
     variants = METHODS[candidate["method"]]
-    offset = variants.index(candidate["prepare"]) - (len(variants) - 1) / 2
-    return methods.index(candidate["method"]) + 0.2 * offset
+    offset = variants.index((candidate["center"], candidate["standardise"])) - (len(variants) - 1) / 2
+    return methods.index(candidate["method"]) + 0.12 * offset
+
+
+def _series(candidate: Mapping[str, Any]) -> tuple[str, float, bool]:
+    return candidate["method"], candidate["center"], candidate["standardise"]
 
 
 def _without(candidates: Sequence[Mapping[str, Any]], marked: Mapping[str, Any]) -> str:
@@ -196,5 +200,7 @@ def _legend(figure: Figure, ridges: Sequence[str]) -> None:
         for name in RIDGES
         if name in ridges
     ]
-    marks = [Line2D([], [], c=STYLE_OF[p][0], marker=STYLE_OF[p][1], ls="none", label=LABELS[p]) for p in PREPARATIONS]
-    figure.legend(handles=[*lines, *marks], loc="outside lower center", ncols=5, frameon=False, fontsize="small")
+    colours = [Line2D([], [], c=c, marker="s", ls="none", label=f"center {a:g}") for a, c in COLOUR_OF.items()]
+    marker = [Line2D([], [], c=GREY, marker=MARKER_OF[True], ls="none", label="standardised")]
+    handles = [*lines, *colours, *marker]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize="small")

@@ -4,11 +4,14 @@ import scipy.linalg
 from sklearn.linear_model import Ridge
 
 from recap_ray.alignment import METHODS, Recipe, products_dtype, recipes, solve
-from recap_ray.alignment.solvers import Problem
+from recap_ray.alignment.solvers import STRENGTHS, Problem
 from recap_ray.errors import UserError
 from tests.alignment.worlds import embeddings, moments_of, unit
 
 DIM = 64
+PREPARATIONS = pytest.mark.parametrize(
+    "center, standardise", [(0.0, False), (0.5, False), (1.0, False), (0.75, True), (1.0, True)]
+)
 SIZES = {"below": 40, "near": 70, "at": 64, "far above": 3000}  # pairs for 64 dimensions
 
 
@@ -17,31 +20,34 @@ def pairs(request) -> tuple[np.ndarray, np.ndarray]:
     return embeddings(request.param, DIM)
 
 
-def prepared(pairs, prepare: str) -> tuple[np.ndarray, np.ndarray]:
+def prepared(pairs, center: float, standardise: bool) -> tuple[np.ndarray, np.ndarray]:
     images, texts = (x.astype(np.float64) for x in pairs)
-    if prepare != "none":
-        images, texts = images - images.mean(0), texts - texts.mean(0)
-    if prepare == "standardise":
-        images, texts = images / images.std(0), texts / texts.std(0)
-    return images, texts
+    scales = (images.std(0), texts.std(0)) if standardise else (1.0, 1.0)
+    return (images - center * images.mean(0)) / scales[0], (texts - center * texts.mean(0)) / scales[1]
+
+
+def penalty_of(pairs, strength: float, standardise: bool) -> float:
+    """`strength` times the sum of squares of deviations of an average dimension."""
+    return strength * np.sum(prepared(pairs, 1.0, standardise)[0] ** 2) / DIM
 
 
 def fitted_weight(pairs, recipe: Recipe) -> np.ndarray:
     """W between prepared embeddings, by way of moments in the type that their number asks for."""
     fitted = solve(moments_of(pairs[0], pairs[1], products_dtype(len(pairs[0]), DIM)), recipe)
     images, texts = (x.astype(np.float64) for x in pairs)
-    scales = (images.std(0), texts.std(0)) if recipe.prepare == "standardise" else (1.0, 1.0)
-    return fitted.weight * np.outer(1 / scales[1] * np.ones(DIM), scales[0] * np.ones(DIM))
+    assert np.allclose(fitted.text_scale, texts.std(0) if recipe.standardise else 1, atol=1e-6)
+    assert np.allclose(fitted.text_mean, recipe.center * texts.mean(0), atol=1e-6)
+    return fitted.weight * (images.std(0) if recipe.standardise else 1)
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(found - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
 
 
-@pytest.mark.parametrize("prepare", ["none", "centre", "standardise"])
-def test_procrustes_equals_scipys(pairs, prepare):
-    f, e = prepared(pairs, prepare)
-    found = fitted_weight(pairs, Recipe("procrustes", prepare))
+@PREPARATIONS
+def test_procrustes_equals_scipys(pairs, center, standardise):
+    f, e = prepared(pairs, center, standardise)
+    found = fitted_weight(pairs, Recipe("procrustes", center, standardise))
     if len(f) > DIM:
         assert_close(found, scipy.linalg.orthogonal_procrustes(f, e)[0].T)
     # With fewer pairs than dimensions many rotations are equally good: compared by what they do to the pairs.
@@ -49,37 +55,36 @@ def test_procrustes_equals_scipys(pairs, prepare):
     assert np.linalg.norm(f @ found.T - e) <= np.linalg.norm(f @ scipy.linalg.orthogonal_procrustes(f, e)[0] - e) + 1e-5
 
 
-@pytest.mark.parametrize("prepare", ["none", "centre"])
-def test_least_squares_equals_numpys_of_least_norm_where_pairs_are_few(pairs, prepare):
-    f, e = prepared(pairs, prepare)
+@pytest.mark.parametrize("center", [0.0, 0.5, 1.0])
+def test_least_squares_equals_numpys_of_least_norm_where_pairs_are_few(pairs, center):
+    f, e = prepared(pairs, center, False)
     expected = np.linalg.lstsq(f, e, rcond=len(f) * np.finfo(np.float64).eps)[0].T
-    assert_close(fitted_weight(pairs, Recipe("least-squares", prepare)), expected)
+    assert_close(fitted_weight(pairs, Recipe("least-squares", center)), expected)
 
 
-@pytest.mark.parametrize("prepare", ["none", "centre", "standardise"])
+@PREPARATIONS
 @pytest.mark.parametrize("strength", [1.0, 0.01])
-def test_ridge_equals_scikit_learns(pairs, prepare, strength):
-    f, e = prepared(pairs, prepare)
-    penalty = strength * np.trace(f.T @ f) / DIM
+def test_ridge_equals_scikit_learns(pairs, center, standardise, strength):
+    f, e = prepared(pairs, center, standardise)
+    penalty = penalty_of(pairs, strength, standardise)
     expected = Ridge(alpha=penalty, fit_intercept=False, solver="svd").fit(f, e).coef_
-    assert_close(fitted_weight(pairs, Recipe("ridge", prepare, strength)), expected)
+    assert_close(fitted_weight(pairs, Recipe("ridge", center, standardise, strength)), expected)
 
 
 def test_a_centred_ridge_is_scikit_learns_with_an_intercept():
     images, texts = embeddings(300, DIM)
-    fitted = solve(moments_of(images, texts), Recipe("ridge", "centre", 0.1))
-    centred = prepared((images, texts), "centre")[0]
-    penalty = 0.1 * np.trace(centred.T @ centred) / DIM
+    fitted = solve(moments_of(images, texts), Recipe("ridge", 1.0, strength=0.1))
+    penalty = penalty_of((images, texts), 0.1, False)
     theirs = Ridge(alpha=penalty).fit(images.astype(np.float64), texts.astype(np.float64)).predict(images)
-    assert np.allclose(fitted(images), unit(theirs), atol=1e-5)
+    assert np.allclose(fitted.captions_of_images(images), unit(theirs), atol=1e-5)
 
 
-@pytest.mark.parametrize("prepare", ["none", "centre", "standardise"])
-def test_ridge_to_identity_is_ridge_of_what_the_identity_leaves(pairs, prepare):
-    f, e = prepared(pairs, prepare)
-    penalty = 0.1 * np.trace(f.T @ f) / DIM
+@PREPARATIONS
+def test_ridge_to_identity_is_ridge_of_what_the_identity_leaves(pairs, center, standardise):
+    f, e = prepared(pairs, center, standardise)
+    penalty = penalty_of(pairs, 0.1, standardise)
     rest = Ridge(alpha=penalty, fit_intercept=False, solver="svd").fit(f, e - f).coef_
-    assert_close(fitted_weight(pairs, Recipe("ridge-to-identity", prepare, 0.1)), np.eye(DIM) + rest)
+    assert_close(fitted_weight(pairs, Recipe("ridge-to-identity", center, standardise, 0.1)), np.eye(DIM) + rest)
 
 
 def test_least_squares_to_identity_fits_as_well_and_leaves_unseen_directions_alone():
@@ -104,15 +109,16 @@ def test_float32_products_do_not_make_a_map_of_directions_that_never_vary():
     images[:, 7] = 0.25  # a dead dimension
     images[:, 8] = images[:, 9]
     for method in ("least-squares", "least-squares-to-identity"):
-        exact, fast = (solve(moments_of(images, texts, p), Recipe(method, "centre")) for p in (np.float64, np.float32))
+        exact, fast = (solve(moments_of(images, texts, p), Recipe(method, 1.0)) for p in (np.float64, np.float32))
         assert np.allclose(exact.weight, fast.weight, atol=1e-4)
         assert np.abs(exact.weight).max() < 10
 
 
 def test_a_mean_shift_undoes_a_shift_between_the_means():
     texts = embeddings(200, 8)[1] * 0.5
-    fitted = solve(moments_of(texts + 0.3, texts), Recipe("mean-shift", "centre", normalise=False))
-    assert np.allclose(fitted(texts + 0.3), unit(texts), atol=1e-3)
+    fitted = solve(moments_of(texts + 0.3, texts), Recipe("mean-shift", 1.0, normalise=False))
+    assert np.allclose(fitted.captions_of_images(texts + 0.3), unit(texts), atol=1e-3)
+    assert np.allclose(fitted.map_images(texts + 0.3), unit(texts - texts.mean(0)), atol=1e-3)
 
 
 @pytest.mark.parametrize("recipe", recipes("auto"), ids=str)
@@ -120,7 +126,7 @@ def test_every_recipe_survives_a_single_pair_and_one_given_ten_times(recipe):
     images, texts = embeddings(1, 8)
     for times in (1, 10):
         fitted = solve(moments_of(np.repeat(images, times, 0), np.repeat(texts, times, 0)), recipe)
-        assert np.isfinite(fitted(images)).all()
+        assert np.isfinite(fitted.map_images(images)).all() and np.isfinite(fitted.map_captions(texts)).all()
 
 
 @pytest.mark.parametrize("recipe", recipes("auto", normalise=False), ids=str)
@@ -128,8 +134,8 @@ def test_pairs_that_do_not_vary_make_no_nan_of_long_embeddings(recipe):
     images, texts = (100 * np.repeat(x, 3, 0) for x in embeddings(1, 128))
     moments = moments_of(images, texts)
     others = 100 * embeddings(5, 128, seed=1)[0]
-    assert np.isfinite(solve(moments, recipe)(others)).all()
-    assert np.isfinite(Problem.of(moments, recipe.prepare).apply(others, recipe)).all()
+    assert np.isfinite(solve(moments, recipe).map_images(others)).all()
+    assert np.isfinite(Problem.of(moments, recipe.preparation).map_images(others, recipe)).all()
 
 
 def test_procrustes_is_orthogonal_and_recovers_a_turn():
@@ -137,15 +143,16 @@ def test_procrustes_is_orthogonal_and_recovers_a_turn():
     turn = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
     fitted = solve(moments_of(texts @ turn, texts), Recipe("procrustes"))
     assert np.allclose(fitted.weight @ fitted.weight.T, np.eye(8), atol=1e-5)
-    assert np.allclose(fitted(texts @ turn), texts, atol=1e-4)
+    assert np.allclose(fitted.map_images(texts @ turn), texts, atol=1e-4)
 
 
 def test_a_method_stands_for_its_recipes_and_flags_narrow_them():
-    assert recipes("procrustes", True, False) == [Recipe("procrustes", "centre")]
-    assert [r.prepare for r in recipes("procrustes", True)] == ["centre", "standardise"]
-    assert [r.prepare for r in recipes("procrustes", None, True)] == ["standardise"]
+    assert recipes("procrustes", 1.0, False) == [Recipe("procrustes", 1.0)]
+    assert [r.standardise for r in recipes("procrustes", 1.0)] == [False, True]
+    assert [r.center for r in recipes("mean-shift", None, True)] == [0.5, 0.75, 1.0]
+    assert [r.strength for r in recipes("ridge", 0.0)] == list(STRENGTHS)
     assert {recipe.method for recipe in recipes("auto")} == set(METHODS)
-    assert recipes("auto")[0] == Recipe("identity")
+    assert recipes("auto")[0] == recipes("auto", 1.0, True)[0] == Recipe("identity")
     assert len(set(recipes("auto"))) == len(recipes("auto"))
     assert not any(recipe.normalise for recipe in recipes("auto", normalise=False))
 
@@ -153,9 +160,9 @@ def test_a_method_stands_for_its_recipes_and_flags_narrow_them():
 @pytest.mark.parametrize(
     "choices, message",
     [
-        (("mean-shift", False), "is fitted on pairs prepared by centre or standardise"),
-        (("procrustes", False, True), "leave --center and --standardise out"),
-        (("least-squares", None, True), "is fitted on pairs prepared by none or centre"),
+        (("mean-shift", 0.0), "is fitted with --center 0.5 or .* --center 1 --standardise: choose one of these"),
+        (("procrustes", 0.5, True), "--center 0 or --center 1 or --center 1 --standardise"),
+        (("least-squares", None, True), "is fitted with --center 0 or --center 1: choose"),
     ],
 )
 def test_impossible_flags_are_told(choices, message):

@@ -26,7 +26,7 @@ def by_command(folder, flags=(), **arrays):
     "flags, given",
     [
         ([], {}),
-        (["--method", "ridge", "--center", "--no-standardise"], {"center": True, "standardise": False}),
+        (["--method", "ridge", "--center", "1", "--no-standardise"], {"center": 1, "standardise": False}),
         (["--method", "procrustes", "--no-normalise", "--held-out", "50"], {"normalise": False, "held_out": 50}),
     ],
 )
@@ -56,11 +56,11 @@ def test_the_map_is_applied_in_memory_as_it_is_from_its_folder(tmp_path):
     fitted.save(str(tmp_path / "out"), clip="tiny")
     card = ClipCard.of("tiny")
     opened, _ = open_alignment(str(tmp_path / "out"), card.identity, card.embed_dim)
-    assert np.array_equal(opened(IMAGE), fitted(IMAGE))
+    assert np.array_equal(opened.map_images(IMAGE), fitted.map_images(IMAGE))
     other = recap_ray.fit_alignment(IMAGE, TEXT, "identity")
     other.save(str(tmp_path / "out"), clip="tiny")
     opened, _ = open_alignment(str(tmp_path / "out"), card.identity, card.embed_dim)
-    assert np.array_equal(opened(IMAGE), other(IMAGE))
+    assert np.array_equal(opened.map_captions(TEXT), other.map_captions(TEXT))
 
 
 def test_double_precision_column_order_and_lists_are_taken_as_from_a_file():
@@ -82,7 +82,7 @@ def test_double_precision_column_order_and_lists_are_taken_as_from_a_file():
         (IMAGE, np.where(np.arange(400)[:, None] == 8, np.nan, TEXT), {}, "the text of row 9 holds NaN"),
         (IMAGE, TEXT, {"keys": ["a"]}, "image has 400 rows, key has 1: expected a key for each row"),
         (IMAGE, TEXT, {"method": "magic"}, "--method 'magic': expected auto, identity"),
-        (IMAGE, TEXT, {"center": False, "standardise": True}, "--standardise centres too"),
+        (IMAGE, TEXT, {"center": 0.4}, "--center 0.4: expected 0, 0.5, 0.75 or 1"),
         (IMAGE[:1], TEXT[:1], {}, "holds 1 pair: expected at least two"),
         (IMAGE[[0, 0]], TEXT[:2], {}, "holds 1 image: expected at least two"),
     ],

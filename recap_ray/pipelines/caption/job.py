@@ -92,7 +92,9 @@ def open_stages(
     """Start a Ray session and yield the stages, for the current nodes."""
     with ray_session(settings), tolerate_lost_blocks(), stop_on_sigterm(run.folder / STOP_FILE) as stop_file:
         actors = model_actors(settings.actor_range, settings.device, work.max_parts(settings.part_rows))
-        with shared_index(captioner.index_card, settings.index_search, actors.max_size) as open_index:
+        with shared_index(
+            captioner.index_card, captioner.alignment, settings.index_search, actors.max_size
+        ) as open_index:
             yield CaptionStages(run, loader, captioner, actors, settings.part_rows, stop_file, open_index)
 
 

@@ -15,7 +15,6 @@ from dataclasses import asdict
 import numpy as np
 import pyarrow.compute as pc
 
-from recap_ray.alignment import LinearAlignment
 from recap_ray.alignment.card import open_alignment
 from recap_ray.console import say
 from recap_ray.errors import UserError
@@ -35,7 +34,8 @@ from recap_ray.pipelines.decoder.workers import (
 from recap_ray.runs.parts import Part, finished_parts, write_manifest_once
 from recap_ray.runs.run import Run, RunFiles, open_run
 from recap_ray.settings import TrainDecoderSettings
-from recap_ray.storage.files import file_stamp
+from recap_ray.storage.cache import cached_path
+from recap_ray.storage.files import file_stamp, read_json
 from recap_ray.storage.paths import remove_leftovers
 from recap_ray.tables.captions import read_grouped_captions, read_located_pairs
 from recap_ray.timing.progress import Progress
@@ -121,12 +121,17 @@ def shape_of(settings: TrainDecoderSettings, card: ClipCard) -> tuple[MapperShap
 
 
 def open_offset(settings: TrainDecoderSettings, card: ClipCard) -> tuple[np.ndarray | None, str | None]:
-    """Return image mean minus text mean (d,) of an alignment fitted with --method mean-shift, and its digest."""
+    """Return image mean minus text mean (d,) of a fitted mean shift, and its digest."""
     if not settings.offset:
         return None, None
     fitted, digest = open_alignment(settings.offset, card.identity, card.embed_dim)
-    if not np.array_equal(fitted.weight, LinearAlignment.identity(fitted.dim).weight):
-        raise UserError(f"--offset {settings.offset} is another kind of alignment: fit it with --method mean-shift")
+    card_path = cached_path(settings.offset, "--offset") / "alignment.json"
+    recipe = read_json(card_path, f"--offset {settings.offset}")["recipe"]
+    if (recipe.get("method"), recipe.get("center"), recipe.get("standardise")) != ("mean-shift", 1.0, False):
+        raise UserError(
+            f"--offset {settings.offset} is another kind of alignment: fit it with --method mean-shift --center 1 "
+            "--no-standardise"
+        )
     return fitted.image_mean - fitted.text_mean, digest
 
 

@@ -34,8 +34,9 @@ def made_with(settings: EvaluateSettings) -> dict[str, str]:
     return {
         "CLIP-S": f"{CLIP_S_SCALE} max(cos, 0), captions after {CLIP_S_PREFIX!r}",
         "RefCLIP-S": f"harmonic mean of CLIP-S and the best max(cos, 0) with a reference, both after {CLIP_S_PREFIX!r}",
-        "aCLIP-S": f"{settings.aligned_scale:g} max(cos, 0) with the aligned image, {prefix}",
-        "RefaCLIP-S": f"harmonic mean of aCLIP-S and the best max(cos, 0) with a reference, {prefix}",
+        "aCLIP-S": f"{settings.aligned_scale:g} max(cos, 0) of image and caption, as the alignment maps both, {prefix}",
+        "RefaCLIP-S": "harmonic mean of aCLIP-S and the best max(cos, 0) with a reference, as the alignment maps both, "
+        f"{prefix}",
     }
 
 
@@ -101,13 +102,18 @@ def clip_columns(rows: EvaluationRows, scorer: Scorer, settings: EvaluateSetting
     if of_images:
         columns.setdefault("CLIP-S", clip_score(images, captions["CLIP-S"]))
         if scorer.alignment:
-            columns.setdefault("aCLIP-S", aligned_clip_score(scorer.alignment(images), captions["aCLIP-S"]))
+            mapped = scorer.alignment.map_images(images), scorer.alignment.map_captions(captions["aCLIP-S"])
+            columns.setdefault("aCLIP-S", aligned_clip_score(*mapped))
     if "aCLIP-S" in columns:
         columns["aCLIP-S"] = settings.aligned_scale * columns["aCLIP-S"]
     has_references = [bool(one) for one in rows.references]
     for name, prefix in prefixes.items():
         references = [texts.of([prefix + text for text in own]) for own in rows.references]
-        scores = with_references(columns[name], captions[name], references)
+        compared = captions[name]
+        if name == "aCLIP-S" and scorer.alignment:
+            side = scorer.alignment.map_captions
+            compared, references = side(compared), [side(own) for own in references]
+        scores = with_references(columns[name], compared, references)
         columns[f"Ref{name}"] = np.where(has_references, scores, np.nan)
     columns = {name: columns[name].astype(np.float64) for name in METRICS if name in columns}
     if settings.retrieval:
@@ -119,8 +125,8 @@ def _ranks(rows: EvaluationRows, scorer: Scorer, images: np.ndarray, texts: Embe
     first = texts.of([own[0] if own else None for own in rows.references])
     valid = np.isfinite(images).all(1) & np.isfinite(first).all(1)
     column = np.full(len(rows), np.nan)
-    mapped = (scorer.alignment or LinearAlignment.identity(scorer.card.embed_dim))(images[valid])
-    column[valid] = ranks(mapped, first[valid])
+    alignment = scorer.alignment or LinearAlignment.identity(scorer.card.embed_dim)
+    column[valid] = ranks(alignment.map_images(images[valid]), alignment.map_captions(first[valid]))
     return column
 
 

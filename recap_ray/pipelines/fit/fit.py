@@ -1,6 +1,6 @@
 """Fit, select and save the alignment from embeddings in a file or in memory, in this process. No Ray. No torch.
 
-A/alignment.safetensors    weight (d, d), image_mean (d,), text_mean (d,), normalise ()
+A/alignment.safetensors    weight (d, d), image_mean (d,), text_mean (d,), text_scale (d,), normalise ()
 A/alignment.json           the selected recipe, the CLIP model, and the retrieval of every recipe on held-out images
 """
 
@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recap_ray.alignment import Candidate, LinearAlignment, Moments, Recipe, choose, cross_validate, solve
+from recap_ray.alignment import (
+    Candidate,
+    LinearAlignment,
+    Moments,
+    Recipe,
+    choose,
+    cross_validate,
+    modality_gap,
+    solve,
+)
 from recap_ray.alignment.cross_validation import FOLDS
 from recap_ray.errors import UserError
 from recap_ray.pipelines.fit.fold_moments import Collector, Gathered, Summing
@@ -63,6 +72,7 @@ class Fitted:
     candidates: list[Candidate]
     gathered: Gathered
     pairs: int
+    gaps: Mapping[str, float | None]  # modality gap of held-out pairs, before and after the map
     seconds: Mapping[str, float]
 
 
@@ -85,7 +95,11 @@ def fit_gathered(gathered: Gathered, recipes: Sequence[Recipe], where: str) -> F
     validated = monotonic()
     alignment = solve(total, chosen)
     seconds = {"cross_validate": round(validated - started, 3), "solve": round(monotonic() - validated, 3)}
-    return Fitted(alignment, chosen, candidates, gathered, int(total.count), gathered.seconds | seconds)
+    gaps: dict[str, float | None] = {"before": None, "after": None}
+    if candidates:
+        before, after = (round(modality_gap(gathered.folds, of), 4) for of in (_no_alignment(chosen), chosen))
+        gaps = {"before": before, "after": after}
+    return Fitted(alignment, chosen, candidates, gathered, int(total.count), gaps, gathered.seconds | seconds)
 
 
 def save_fitted(fitted: Fitted, card: ClipCard, folder: Path) -> dict[str, Any]:
@@ -113,7 +127,6 @@ def _no_alignment(recipe: Recipe) -> Recipe:
 def _report(fitted: Fitted, card: ClipCard) -> dict[str, Any]:
     gathered = fitted.gathered
     pool = round(np.mean([len(fold.held_out.texts) for fold in gathered.folds]))
-    gaps = {candidate.recipe: round(candidate.modality_gap, 4) for candidate in fitted.candidates}
     return {
         "clip": card.identity,
         "clip_model": {"name": card.model_name, "weights": card.weights, "preprocess": card.preprocess},
@@ -126,7 +139,7 @@ def _report(fitted: Fitted, card: ClipCard) -> dict[str, Any]:
         "folds": FOLDS,
         "held_out_images": sum(len(fold.held_out.images) for fold in gathered.folds),
         "pool": f"the captions of the held-out images of one fold, {pool:,} on average",
-        "modality_gap": {"before": gaps.get(_no_alignment(fitted.recipe)), "after": gaps.get(fitted.recipe)},
+        "modality_gap": dict(fitted.gaps),
         "held_out_retrieval": [candidate_entry(candidate) for candidate in fitted.candidates],
         "seconds": dict(fitted.seconds),
     }
@@ -139,5 +152,5 @@ def candidate_entry(candidate: Candidate) -> dict[str, Any]:
         **asdict(candidate.recipe),
         **scores,
         "MRR_standard_error": round(candidate.standard_error, 4),
-        "modality_gap": round(candidate.modality_gap, 4),
+        "images": len(candidate.ranks),  # fewer than held_out_images if it left the race
     }

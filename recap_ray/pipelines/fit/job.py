@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from recap_ray.alignment import Candidate, Recipe, project_gap, recipes
+from recap_ray.console import say
 from recap_ray.errors import UserError
 from recap_ray.models.clip import ClipCard
 from recap_ray.pipelines.fit.fit import Fitted, check_dimensions, fit_gathered, gather_embeddings, save_fitted
@@ -41,7 +42,7 @@ def fit_alignment(settings: FitAlignmentSettings) -> int:
     finished = run.is_finished()
     if finished:
         again = "; they are read again for the plots" if plots else ""
-        print(f"the alignment in {run.folder} is already fitted on these pairs{again}")
+        say(f"the alignment in {run.folder} is already fitted on these pairs{again}")
         if not plots:
             return 0
     started = monotonic()
@@ -102,9 +103,11 @@ def open_pairs(settings: FitAlignmentSettings) -> pa.Table:
 def _print_candidates(fitted: Fitted, report: dict[str, Any], folder: Path) -> None:
     """Print the best recipe of each method; alignment.json has all of them."""
     candidates, chosen, gathered = fitted.candidates, fitted.recipe, fitted.gathered
-    print(f"retrieval of {report['held_out_images']:,} held-out images among {report['pool']}; the best of each method")
+    say(f"retrieval of {report['held_out_images']:,} held-out images among {report['pool']}; the best of each method")
     best: dict[str, Candidate] = {}
-    for candidate in candidates:
+    for candidate in [
+        c for c in candidates if len(c.ranks) == report["held_out_images"]
+    ]:  # not those that left the race
         method = candidate.recipe.method
         if method not in best or candidate.scores["MRR"] > best[method].scores["MRR"]:
             best[method] = candidate
@@ -112,15 +115,15 @@ def _print_candidates(fitted: Fitted, report: dict[str, Any], folder: Path) -> N
     for recipe, candidate in shown.items():
         scores = "  ".join(f"{name} {value:.3f}" for name, value in candidate.scores.items())
         mark = "->" if recipe == chosen else "  "
-        print(f"{mark} {recipe!s:40} {scores} +- {candidate.standard_error:.3f}  gap {candidate.modality_gap:.3f}")
+        say(f"{mark} {recipe!s:40} {scores} +- {candidate.standard_error:.3f}")
     if not candidates:
-        print(f"too few images to compare alignments: selected the simplest, {chosen}")
+        say(f"too few images to compare alignments: selected the simplest, {chosen}")
     elif shown[chosen].scores["MRR"] < best["identity"].scores["MRR"]:
-        print(f"{chosen} retrieves worse than no alignment: --method auto would not have selected it")
+        say(f"{chosen} retrieves worse than no alignment: --method auto would not have selected it")
     if gathered.errors:
         codes = ", ".join(f"{code} {n:,}" for code, n in sorted(gathered.errors.items()))
-        print(f"{gathered.errors.total():,} images left out: {codes}")
-    print(f"{chosen}: {folder}/alignment.safetensors")
+        say(f"{gathered.errors.total():,} images left out: {codes}")
+    say(f"{chosen}: {folder}/alignment.safetensors")
 
 
 def _save_plots(gathered: Gathered, run: Run, plots: Path) -> None:
@@ -128,8 +131,8 @@ def _save_plots(gathered: Gathered, run: Run, plots: Path) -> None:
     report = read_json(run.folder / "alignment.json", "the alignment in --output")
     candidates, chosen, gap = report["held_out_retrieval"], report["recipe"], report["modality_gap"]
     if not candidates:
-        print("too few images to compare alignments: there is nothing to plot")
+        say("too few images to compare alignments: there is nothing to plot")
         return
-    projection = project_gap(gathered.folds, Recipe(**chosen))
-    figures = {"retrieval": retrieval_figure(candidates, chosen), "modality_gap": gap_figure(projection, gap)}
+    projections = project_gap(gathered.folds, Recipe(**chosen))
+    figures = {"retrieval": retrieval_figure(candidates, chosen), "modality_gap": gap_figure(projections, gap)}
     save_plots(figures, plots)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from recap_ray.alignment import LinearAlignment
 from recap_ray.caption_index.search import CaptionIndex, IndexCard
 from recap_ray.pipelines.index.shard_actors import SpreadIndex
 
@@ -33,9 +34,11 @@ MAPPED_SHARE = 0.5
 
 
 @contextmanager
-def shared_index(card: IndexCard | None, requested: str, actors: int) -> Iterator[OpenIndex | None]:
+def shared_index(
+    card: IndexCard | None, alignment: LinearAlignment | None, requested: str, actors: int
+) -> Iterator[OpenIndex | None]:
     """Yield how `actors` captioners open an index in this context, with auto by its size and the nodes; None without
-    an index."""
+    an index. Its captions are compared as the alignment, if any, maps them."""
     if card is None:
         yield None
         return
@@ -45,10 +48,10 @@ def shared_index(card: IndexCard | None, requested: str, actors: int) -> Iterato
         how, reason = choose_search(card, actors, list(memories.values()))
     log.info(f"index of {card.rows:,} captions (type {card.type}) in {card.shards:,} shards: {how}, {reason}")
     if how == "spread":
-        with SpreadIndex.started(card, list(memories)) as spread:
+        with SpreadIndex.started(card, list(memories), alignment) as spread:
             yield lambda card, device: spread
     else:
-        yield partial(CaptionIndex.open, mapped=how == "mapped")
+        yield partial(CaptionIndex.open, mapped=how == "mapped", alignment=alignment)
 
 
 def choose_search(card: IndexCard, actors: int, memories: list[float]) -> tuple[str, str]:

@@ -17,8 +17,10 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from recap_ray.alignment import LinearAlignment
 from recap_ray.caption_index.merge import Candidates, best_of
-from recap_ray.caption_index.search import CaptionIndex, CaptionSearch, IndexCard
+from recap_ray.caption_index.prepared import CaptionSide
+from recap_ray.caption_index.search import CaptionIndex, CaptionSearch, IndexCard, candidates_of
 from recap_ray.errors import UserError
 
 # Timeout of a search, including the recovery of an actor. Starting an actor on another node takes seconds, and
@@ -41,13 +43,13 @@ class ShardActor:
     kill the actor.
     """
 
-    def __init__(self, card: IndexCard, numbers: Sequence[int]):
-        self.card, self.numbers = card, numbers
+    def __init__(self, card: IndexCard, numbers: Sequence[int], alignment: LinearAlignment | None = None):
+        self.card, self.numbers, self.alignment = card, numbers, alignment
 
     @cached_property
     def index(self) -> CaptionIndex:
         """Opened shards."""
-        return CaptionIndex.open(self.card, mapped=True, numbers=self.numbers)
+        return CaptionIndex.open(self.card, mapped=True, numbers=self.numbers, alignment=self.alignment)
 
     def first_id(self) -> int:
         """Return the id of its first caption."""
@@ -71,13 +73,15 @@ class SpreadIndex(CaptionSearch):
 
     searched_by = "shard actors"
 
-    def __init__(self, card: IndexCard, actors: Sequence[Any], wait_s: float = WAIT_S):
-        self.card, self.actors, self.wait_s = card, list(actors), wait_s
+    def __init__(self, card: IndexCard, actors: Sequence[Any], rescored: int, wait_s: float = WAIT_S):
+        self.card, self.actors, self.rescored, self.wait_s = card, list(actors), rescored, wait_s
         self.first_ids: list[int] = self._wait([actor.first_id.remote() for actor in self.actors])
 
     @classmethod
     @contextmanager
-    def started(cls, card: IndexCard, nodes: Sequence[str], wait_s: float = WAIT_S) -> Iterator[SpreadIndex]:
+    def started(
+        cls, card: IndexCard, nodes: Sequence[str], alignment: LinearAlignment | None = None, wait_s: float = WAIT_S
+    ) -> Iterator[SpreadIndex]:
         """Start an actor on each node with these ids, at most one per shard, and end them afterwards.
 
         Raises UserError if a shard cannot be opened.
@@ -86,11 +90,11 @@ class SpreadIndex(CaptionSearch):
         actor = ray.remote(**OPTIONS)(ShardActor)
         homes = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # soft: another one once it is dead
         actors = [
-            actor.options(scheduling_strategy=home).remote(card, numbers.tolist())
+            actor.options(scheduling_strategy=home).remote(card, numbers.tolist(), alignment)
             for home, numbers in zip(homes, slices)
         ]
         try:
-            yield cls(card, actors, wait_s)
+            yield cls(card, actors, candidates_of(card, CaptionSide.of(alignment)), wait_s)
         finally:
             for one in actors:
                 ray.kill(one)
@@ -99,7 +103,7 @@ class SpreadIndex(CaptionSearch):
         """See CaptionSearch. Raises UserError if an actor is lost and does not recover in time."""
         sent = ray.put(np.ascontiguousarray(queries, np.float32))  # once for all actors
         results = self._wait([actor.candidates.remote(sent, k) for actor in self.actors])
-        return best_of(results, self.card.rescored, k)
+        return best_of(results, self.rescored, k)
 
     def captions(self, ids: np.ndarray) -> list[list[str]]:
         """See CaptionSearch."""
