@@ -21,7 +21,7 @@ from recap_ray.runs.reading import read_rows
 
 CAPTIONS_A_SCENE = 4  # to train on: with two, what a decoder learns without noise serves nearly as well
 TRAINING = ("--epochs", "16", "--batch-size", "40", "--learning-rate", "1e-3", "--part-rows", "1000", "--seed", "0")
-RECAP = ("--neighbours", "6", "--candidates", "24", "--temperature", "1", "--language-model", "tiny")
+RECAP = ("--neighbours", "6", "--candidates", "32", "--temperature", "1", "--language-model", "tiny")
 NO_NOISE = "capdec, no noise"
 METHODS = ("recap", "clipcap", "capdec")
 

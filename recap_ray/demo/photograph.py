@@ -15,21 +15,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 HEIGHT = 0.12  # of a block
-PITCH = 70  # degrees, of the camera above the cloth
+PITCH = 80  # degrees, of the camera above the cloth
 DISTANCE = 2.6  # of the camera from the middle of the cloth
 STRETCH = 1.06  # of the picture's height, which fills what the pitch leaves empty
 LAMP = (0.06, 0.1, 1.0)
 LAMP_LIGHT = (1.3, 1.1, 0.8)  # red, green, blue at its foot
-AMBIENT = 0.07  # light from everywhere, of the lamp's
+AMBIENT = 0.5  # light from everywhere, of the lamp's
 SHADOW = 0.97  # of the lamp's light that a shadow takes
 BEVEL = 0.016  # width of a block's rounded edge
 SHINE, GLOSS = 0.2, 48  # light that a bevel reflects like a mirror, and how narrowly
 GRAIN = 0.008  # of the film, as a deviation
 EXPOSURE, FLICKER = 0.42, 0.04
 WEAVE, FOLDS = 0.03, 0.012  # of the cloth: how much lighter and darker its threads are, and how high it lies
-CLOTH = 0.42  # from the middle to a side of the cloth; the table is around it
+CLOTH = 0.375  # from the middle to a side of the cloth; the table is around it
 TABLE = (0.6, 0.35, 0.12)  # red, green, blue
-SLATS, SLAT_WIDTH = 0.45, 0.052  # of the table: how much lighter and darker each is than the table, and how wide
+SLATS, SLAT_WIDTH = 0.8, 0.052  # of the table: how much lighter and darker each is than the table, and how wide
 SUPERSAMPLING = 2  # of edges: Pillow draws without smoothing
 
 Array = np.ndarray

@@ -32,7 +32,7 @@ KINDS = ("circle", "square", "triangle", "star")
 # The datastore-augmentation loop is shown small: it takes about as long as captioning all held-out scenes once.
 LOOP_PAIRS = 600
 LOOP_IMAGES = 300  # captioned a round
-LOOP_ROUNDS = 2
+LOOP_ROUNDS = 1
 VALIDATION_SHARE = 0.08  # scenes to choose the round by, for each scene to fit on
 PICTURE_SIDE = 256  # pixels; the tiny CLIP sees 64
 CHUNK = 64  # pictures that a process renders before it takes more
@@ -101,7 +101,7 @@ def tell(folder: Path, world: World, run: Callable[[Sequence[str]], None]) -> No
     for name, output in outputs.items():
         mapped = ["--alignment", str(alignment)] if name == "fitted alignment" else []
         part_rows = ["--part-rows", str(PART_ROWS)]
-        wide = ["--neighbours", "6", "--candidates", "24", "--temperature", "1"]
+        wide = ["--neighbours", "6", "--candidates", "32", "--temperature", "1"]
         what = ["--images", str(world.images), "--index", str(index), *mapped, *clip, *model, *wide, *part_rows]
         run(["caption", *what, "--output", str(output)])
         file = folder / f"{output.name}-scores.json"
