@@ -86,9 +86,9 @@ def cross_validate(folds: Sequence[Fold], recipes: Sequence[Recipe]) -> list[Can
         return []
     found: dict[Recipe, list[tuple[np.ndarray, np.ndarray]]] = {recipe: [] for recipe in recipes}
     for training, held_out in usable:
-        maps = SharedMaps(training, held_out)
-        for recipe in _in_the_race(found):
-            found[recipe].append(maps.scores(recipe))
+        running = _in_the_race(found)
+        for recipe, scores in zip(running, SharedMaps(training, held_out).scores(running), strict=True):
+            found[recipe].append(scores)
     return [Candidate.of(recipe, folds) for recipe, folds in found.items()]
 
 

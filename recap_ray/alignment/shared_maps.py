@@ -17,10 +17,14 @@ No torch.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+from threadpoolctl import threadpool_limits
 
 from recap_ray.alignment.moments import Moments
 from recap_ray.alignment.pairs import EmbeddedPairs
@@ -38,14 +42,34 @@ class SharedMaps:
     def __init__(self, training: Moments, held_out: EmbeddedPairs):
         self.training, self.held_out = training, held_out
         self.texts = scaled_to_unit_length(held_out.texts)
-        self._scaled: dict[bool, ScaledProducts] = {}
 
-    def scores(self, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rank (n,), from 1, at which each image finds a caption of its own, and losses (SHARPNESS, n)."""
-        if recipe.standardise not in self._scaled:
-            images = scaled_to_unit_length(self.held_out.images) if recipe.normalise else self.held_out.images
-            self._scaled[recipe.standardise] = ScaledProducts(self.training, recipe.standardise, images, self.texts)
-        similarities = self._scaled[recipe.standardise].similarities(recipe)
+    def scores(self, recipes: Sequence[Recipe]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return for each recipe, all of the same `normalise`, the rank (n,), from 1, at which each image finds a
+        caption of its own, and the losses (SHARPNESS, n).
+
+        Recipes that share a Cholesky factor are of one thread, and each thread computes alone: threads of the BLAS, of
+        which numpy and scipy have their own each, wait for each other on matrices this small.
+        """
+        images = scaled_to_unit_length(self.held_out.images) if recipes[0].normalise else self.held_out.images
+        scaled = {
+            standardise: ScaledProducts(self.training, standardise, images, self.texts)
+            for standardise in {recipe.standardise for recipe in recipes}
+        }
+        groups: dict[tuple[bool, str | float], list[Recipe]] = {}
+        for recipe in recipes:
+            factor = recipe.strength or recipe.method.removesuffix("-to-identity")
+            groups.setdefault((recipe.standardise, factor), []).append(recipe)
+
+        def score(group: list[Recipe]) -> dict[Recipe, tuple[np.ndarray, np.ndarray]]:
+            return {recipe: self._score(scaled[recipe.standardise].similarities(recipe)) for recipe in group}
+
+        # Those without a strength take longest, by float64 or a singular value decomposition: they begin.
+        longest_first = sorted(groups.values(), key=lambda group: group[0].strength > 0)
+        with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = {recipe: scores for group in pool.map(score, longest_first) for recipe, scores in group.items()}
+        return [found[recipe] for recipe in recipes]
+
+    def _score(self, similarities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         owner = self.held_out.owner
         return ranks_of_similarities(similarities, owner), losses_of_similarities(similarities, owner)
 
@@ -70,8 +94,13 @@ class ScaledProducts:
         self.limit = max(LIMIT * self.variance, rounding_noise(training) / float(np.min(f)) ** 2)
         self.products = products
         self.text_image = training.text_image / np.outer(e, f)
+        self._text_images: dict[type, np.ndarray] = {
+            np.float32: self.text_image.astype(np.float32),
+            np.float64: self.text_image,
+        }
         self.image_mean, self.text_mean = training.image_mean / f, training.text_mean / e
         self.images, self.texts = images / f - self.image_mean, texts / e
+        # Two threads may compute the same entry: both then write equal arrays.
         self._solved: dict[tuple[float, type], tuple[np.ndarray, np.ndarray]] = {}
         self._captions: dict[tuple[float, type], PreparedCaptions] = {}
 
@@ -119,7 +148,7 @@ class ScaledProducts:
         if (center, dtype) not in self._captions:
             unit: np.ndarray = scaled_to_unit_length(self.texts - center * self.text_mean).astype(dtype)
             self._captions[center, dtype] = PreparedCaptions(
-                unit, unit @ self.text_image.astype(dtype), unit @ self.text_mean.astype(dtype)
+                unit, unit @ self._text_images[dtype], unit @ self.text_mean.astype(dtype)
             )
         return self._captions[center, dtype]
 
