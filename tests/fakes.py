@@ -22,6 +22,7 @@ class FakeCaptioner:
     failing: str = ""  # the key that makes it raise
     preparer = ImagePreparer((8, 8))
     index_card = None
+    alignment = None
 
     @property
     def identity(self):

@@ -18,7 +18,9 @@ from recap_ray.storage.paths import use_storage_options
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.sh"))
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The method of adding-a-captioner.md is known once its steps are taken, which tests/test_docs.py does.
+DOCS = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "adding-a-captioner.md"]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS]
 REPLACED = ("recap-ray", "curl", "unzip")
 JOBS = [target.split(":")[1] for _, target in cli.JOBS.values()]
 

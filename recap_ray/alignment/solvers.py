@@ -82,11 +82,9 @@ def recipes(
 ) -> list[Recipe]:
     """Return what a method name stands for: itself with every strength, or for `auto` all methods; the simplest first.
 
-    `center` and `standardise` narrow the preparations; None leaves all choices in. Raises UserError for an unknown
-    method, or for choices that leave none.
+    `center` and `standardise` narrow the preparations; None leaves all choices in. Raises UserError for choices that
+    leave none.
     """
-    if method != "auto" and method not in METHODS:
-        raise UserError(f"--method {method} is unknown: expected one of auto, {', '.join(METHODS)}")
     found = [
         Recipe(name, *preparation, strength, normalise)
         for name, preparations in METHODS.items()

@@ -36,7 +36,7 @@ PALETTE = {
     "black": (22, 22, 22),
 }
 RADIUS = {"small": 0.135, "large": 0.205}  # of the picture's side
-BLOCK_SIZE, BLOCK_SPREAD = 0.92, 1.2  # to a drawn shape and its distance from the middle: blocks must not touch
+BLOCK_SIZE, BLOCK_SPREAD = 0.9, 1.22  # to a drawn shape and its distance from the middle: blocks must not touch
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
 Placed = tuple[list[Point], Colour]  # a shape's corners and its colour
