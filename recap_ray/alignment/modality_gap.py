@@ -53,5 +53,5 @@ def _projected(carried: EmbeddedPairs, pairs: int) -> GapProjection:
     both = np.concatenate([images, captions])
     _, deviations, axes = scipy.linalg.svd(both - both.mean(0), full_matrices=False)
     axes = axes[:2] * np.where((captions - images).mean(0) @ axes[:2].T < 0, -1, 1)[:, None]
-    shown, told = ((side - both.mean(0)) @ axes.T for side in (images, captions))
-    return GapProjection(shown, told, deviations[:2] ** 2 / np.sum(deviations**2))
+    projected_images, projected_captions = ((side - both.mean(0)) @ axes.T for side in (images, captions))
+    return GapProjection(projected_images, projected_captions, deviations[:2] ** 2 / np.sum(deviations**2))

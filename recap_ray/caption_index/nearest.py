@@ -99,7 +99,7 @@ class ByLists(Nearest):
                 lists.make_direct_map()  # 8 bytes a row, by which candidates' vectors are found
 
     def __call__(self, queries: np.ndarray, k: int) -> Candidates:
-        """See Nearest; where candidates are scored anew, the estimates tell which `rescored` ones are the first."""
+        """See Nearest; where candidates are rescored, the estimates select the first `rescored` ones."""
         raw = self.side.raw_queries(queries) if self.side else queries
         similarities, lists = self._probes(raw)
         wanted = max(k, self.rescored) + SPARE

@@ -19,6 +19,7 @@ from recap_ray.alignment import LinearAlignment
 from recap_ray.caption_index.shard import IndexShard, faiss, map_flat
 from recap_ray.storage.cache import cache_folder
 from recap_ray.storage.paths import commit
+from recap_ray.vectors import scaled_to_unit_length
 
 BLOCK_ROWS = 16_384  # prepared at once: 32 MiB of 512 dimensions
 
@@ -47,8 +48,7 @@ class CaptionSide:
     def raw_queries(self, queries: np.ndarray) -> np.ndarray:
         """Return for queries (n, d) the unit vectors whose products with captions as they are have the order of the
         cosines after the map, but for the captions' lengths there, which differ little."""
-        raw = queries / self.alignment.text_scale
-        return np.ascontiguousarray(raw / np.linalg.norm(raw, axis=1, keepdims=True).clip(1e-12), np.float32)
+        return np.ascontiguousarray(scaled_to_unit_length(queries / self.alignment.text_scale), np.float32)
 
 
 def prepared(shard: IndexShard, side: CaptionSide, fingerprint: str, mapped: bool) -> IndexShard:

@@ -58,8 +58,8 @@ def ranks_of_similarities(similarities: np.ndarray, owner: np.ndarray, scale: fl
 def losses_of_similarities(similarities: np.ndarray, owner: np.ndarray) -> np.ndarray:
     """Return each query's -log p (SHARPNESS, n) of its own targets, at least one, by a softmax over all targets (m,).
 
-    It tells maps apart that rank alike, with less noise than ranks, and in their order. Similarities (n, m) are
-    standardised row by row, so that a query's may be cosines times any positive number.
+    Less noisy than ranks, it separates maps whose ranks are alike. Similarities (n, m) are standardised row by row, so
+    that a query's may be cosines times any positive number.
     """
     queries = len(similarities)
     centred = similarities - similarities.max(1, keepdims=True)
